@@ -1,0 +1,51 @@
+"""`python -P -m orch_balancer LINK_FD PAGES_FD`: the balancer's process, started by the supervisor."""
+
+from __future__ import annotations
+
+import select
+import signal
+import socket
+import sys
+
+from orch.child import become_child
+from orch.errors import Exit, OrchError
+from orch.link import Link, Message
+from orch_balancer.broker import Broker, Settings
+
+# The supervisor writes the settings right after it starts us.
+FIRST_WORDS_S = 10.0
+
+
+def first_messages(link: Link) -> list[Message]:
+    """What the supervisor says first: the settings, and perhaps more behind them."""
+    messages: list[Message] = []
+    while not messages and not link.closed:
+        if not select.select([link], [], [], FIRST_WORDS_S)[0]:
+            break
+        messages = link.receive()
+    return messages
+
+
+def main(argv: list[str]) -> int:
+    """Run until told to stop."""
+    link_fd, pages_fd = (int(word) for word in argv)
+    become_child()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    link = Link(socket.socket(fileno=link_fd))
+    messages = first_messages(link)
+    if not messages:
+        return Exit.ORPHANED
+    settings, *rest = messages
+    try:
+        broker = Broker(Settings(**settings["settings"]), link, pages_fd)
+    except OrchError as err:
+        link.send(event="failed", error=str(err), type=type(err).__name__)
+        return err.exit_code
+    for message in rest:
+        broker.handle(message)
+    link.send(event="bound")
+    return broker.run()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,63 @@
+"""One admitted request, from its admission to its final answer. Only the router changes it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+from orch.wire import Flag, Record
+
+
+class Place(enum.Enum):
+    """Where an entry is; always exactly one."""
+
+    QUEUED = "queued"
+    SUSPECT = "suspect"  # waits to run alone
+    DISPATCHED = "dispatched"
+    DONE = "done"
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One client object. `route` is where it is reached now; a reconnected client keeps its session."""
+
+    id: bytes
+    route: bytes
+    entries: dict[int, Entry] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A ledger line. Its key is (session, request id)."""
+
+    session: Session
+    request: Record
+    admitted_at: float
+    num_bytes: int
+    place: Place = Place.QUEUED
+    attempts: int = 0  # dispatches whose end, so far, would count
+    ticket: int = 0  # of the running dispatch, 0 while queued
+    worker: Any = None
+    is_suspect: bool = False
+    sent_parts: bool = False
+
+    @property
+    def request_id(self) -> int:
+        """The client's number for it."""
+        return self.request.request_id
+
+    @property
+    def rows(self) -> int:
+        """Batch rows it takes."""
+        return self.request.rows
+
+    @property
+    def priority(self) -> int:
+        """Its class; lower runs first."""
+        return self.request.priority
+
+    @property
+    def may_retry(self) -> bool:
+        """Whether another run could not hurt: the client allows it, and has seen no part of the first."""
+        return not self.request.flags & Flag.NO_RETRY and not self.sent_parts

@@ -1,0 +1,32 @@
+"""What the balancer learns about a model's speed by watching answers."""
+
+from __future__ import annotations
+
+# One new measurement moves an estimate by this much.
+GAIN = 0.2
+# Rows per second are counted over windows of at least this many seconds in which something always waited.
+WINDOW_S = 0.25
+
+
+class Speed:
+    """Batch seconds and rows per second of one model over all its workers. None until measured."""
+
+    def __init__(self) -> None:
+        self.batch_s: float | None = None
+        self.rows_per_s: float | None = None
+        self._window_start: float | None = None
+        self._window_rows = 0
+
+    def observe(self, rows: int, batch_s: float, *, queue_was_empty: bool, now: float) -> None:
+        """A worker answered `rows` rows, `batch_s` after it could begin."""
+        self.batch_s = batch_s if self.batch_s is None else self.batch_s + GAIN * (batch_s - self.batch_s)
+        if queue_was_empty or self._window_start is None:
+            # Nothing waited, so what was answered says how much was asked for, not how much is possible.
+            self._window_start, self._window_rows = (None if queue_was_empty else now), 0
+            return
+        self._window_rows += rows
+        elapsed = now - self._window_start
+        if elapsed >= WINDOW_S:
+            rate = self._window_rows / elapsed
+            self.rows_per_s = rate if self.rows_per_s is None else self.rows_per_s + GAIN * (rate - self.rows_per_s)
+            self._window_start, self._window_rows = now, 0

@@ -1,0 +1,108 @@
+"""The workers that serve one model, and what waits for them. Only the router changes it."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from dataclasses import dataclass, field
+
+from orch_balancer import policy
+from orch_balancer.entry import Entry
+from orch_balancer.fairqueue import FairQueue
+from orch_balancer.learned import Speed
+
+SLACK = 64
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One READY worker process. `outstanding` is by ticket, oldest first."""
+
+    replica: str
+    generation: int
+    route: bytes
+    pool: Pool
+    max_batch_size: int
+    idle_since: float
+    weight: float = 1.0
+    outstanding: dict[int, Entry] = field(default_factory=dict)
+    rows: int = 0
+    accepting: bool = True
+    in_lane: bool = False  # runs a suspect, or is being emptied for one
+    began_at: float = 0.0  # since when it could be busy with what it answers next
+    version: int = 0
+
+
+class Pool:
+    """Owns the choice of a worker: a heap of those with room, in which an old rank is skipped by its version."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.queue = FairQueue()
+        self.suspects: deque[Entry] = deque()
+        self.workers: dict[str, Worker] = {}
+        self.lanes: set[str] = set()
+        self.speed = Speed()
+        self.idle: set[str] = set()
+        self._heap: list[tuple[tuple[float, float], int, int, Worker]] = []
+        self._serial = 0
+
+    def add(self, worker: Worker) -> None:
+        """A worker opened for work."""
+        self.workers[worker.replica] = worker
+        self.touch(worker)
+
+    def remove(self, worker: Worker) -> None:
+        """A worker is gone."""
+        del self.workers[worker.replica]
+        self.lanes.discard(worker.replica)
+        self.idle.discard(worker.replica)
+        worker.version += 1
+        worker.accepting = False
+
+    def touch(self, worker: Worker) -> None:
+        """Rank a worker anew after its load or its willingness changed."""
+        worker.version += 1
+        willing = worker.accepting and not worker.in_lane
+        if willing and not worker.outstanding:
+            self.idle.add(worker.replica)
+        else:
+            self.idle.discard(worker.replica)
+        if willing and self.room(worker) > 0:
+            self._serial += 1
+            rank = policy.rank(worker.rows, worker.weight, worker.idle_since)
+            heapq.heappush(self._heap, (rank, self._serial, worker.version, worker))
+            if len(self._heap) > 4 * len(self.workers) + SLACK:
+                self._heap = [item for item in self._heap if item[2] == item[3].version]
+                heapq.heapify(self._heap)
+
+    def room(self, worker: Worker) -> int:
+        """Rows it may still be given."""
+        return policy.slots(worker.max_batch_size, self.speed.batch_s) - worker.rows
+
+    def best(self) -> Worker | None:
+        """The worker to give work to next, or None: nobody has room."""
+        heap = self._heap
+        while heap:
+            _, _, version, worker = heap[0]
+            if version == worker.version:
+                return worker
+            heapq.heappop(heap)
+        return None
+
+    def enter_lane(self, worker: Worker) -> None:
+        """Keep a worker for suspects: nothing else is given to it."""
+        worker.in_lane = True
+        self.lanes.add(worker.replica)
+        self.touch(worker)
+
+    def leave_lane(self, worker: Worker) -> None:
+        """Back to ordinary work."""
+        worker.in_lane = False
+        self.lanes.discard(worker.replica)
+        self.touch(worker)
+
+    @property
+    def num_accepting(self) -> int:
+        """Workers that take new work."""
+        return sum(worker.accepting for worker in self.workers.values())

@@ -1,0 +1,444 @@
+"""The ledger: every request between its admission and its final answer, and who runs it.
+
+    admit -> QUEUED -> dispatch -> DISPATCHED -> answers -> DONE
+               ^  |                    |
+               |  +- expire, cancel    +- lost: QUEUED again, or SUSPECT, or DONE with an error
+               +-----------------------+
+
+The contract it keeps: an admitted request is in exactly one place, gets exactly one final answer, and is never with two
+workers at once. It does not know sockets or clocks; the broker carries out what it returns.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from orch import errors, payload
+from orch.wire import FINAL, NO_DEADLINE, Flag, Record, error_record, make_ticket
+from orch_balancer import policy
+from orch_balancer.deadlines import Deadlines
+from orch_balancer.entry import Entry, Place, Session
+from orch_balancer.pool import Pool, Worker
+
+NS = 1_000_000_000
+# A client that reconnects may bring back what it had in its window and what the balancer had answered meanwhile.
+RESEND_FACTOR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is admitted: requests queued in all, bytes of all that is admitted, requests of one client, attempts."""
+
+    queue: int
+    num_bytes: int
+    per_client: int
+    max_attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why a worker is lost. counts: as an attempt of what it had. convicts: a suspect that ran alone was the killer."""
+
+    text: str
+    counts: bool = True
+    convicts: bool = True
+
+
+class Assignment(NamedTuple):
+    """Send these to that worker, in one message."""
+
+    worker: Worker
+    entries: list[Entry]
+
+
+class Ended(NamedTuple):
+    """A request that ended without a worker's answer: send the record to its session."""
+
+    session: Session
+    record: Record
+
+
+@dataclass(slots=True)
+class Counts:
+    """Since the balancer's start."""
+
+    admitted: int = 0
+    answered: int = 0
+    rejected: int = 0
+    retried: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    lost: int = 0
+    poisoned: int = 0
+    late: int = 0  # answers that nobody waited for
+
+
+class Router:
+    """Owns requests and the workers' load. Each public method is one event; none calls back."""
+
+    def __init__(self, models: Sequence[str], limits: Limits, epoch: int) -> None:
+        self.limits = limits
+        self.epoch = epoch
+        self.models = list(models)
+        self.pools = [Pool(model) for model in models]
+        self.sessions: dict[bytes, Session] = {}
+        self.counts = Counts()
+        self.answered_by: dict[str, int] = {}  # by replica, over the lives of its workers
+        self.admitting = True
+        self.num_bytes = 0
+        self._deadlines = Deadlines()
+        self._tickets = itertools.count(1)
+
+    # --- clients -------------------------------------------------------------------------------------------------
+
+    def hello(self, session_id: bytes, route: bytes) -> Session:
+        """A client connected, or came back on another route: what it has here stays its own."""
+        session = self.sessions.get(session_id)
+        if session is None:
+            session = self.sessions[session_id] = Session(session_id, route)
+        session.route = route
+        return session
+
+    def leave(self, session: Session) -> list[Entry]:
+        """A client is gone. Returns those of its requests that run: flag them as cancelled."""
+        running = [ended for entry in list(session.entries.values()) if (ended := self._cancel(entry)) is not None]
+        self.sessions.pop(session.id, None)
+        return running
+
+    def admit(self, session: Session, request: Record, now: float) -> Record | None:
+        """Take a request into the ledger. Returns the error to answer with if it is refused."""
+        if request.request_id in session.entries:
+            return None  # resent, but this epoch has it already
+        refusal = self._refusal(session, request, now)
+        if refusal is not None:
+            self.counts.rejected += 1
+            return refusal
+        entry = Entry(session, request, now, payload.nbytes(request.body, request.frames))
+        self.num_bytes += entry.num_bytes
+        session.entries[request.request_id] = entry
+        self.pools[request.model].queue.push(entry)
+        self._deadlines.watch(entry)
+        self.counts.admitted += 1
+        return None
+
+    def cancel(self, session: Session, request_id: int) -> Entry | None:
+        """Nobody waits for it any more. Returns it if it runs: flag it as cancelled."""
+        entry = session.entries.get(request_id)
+        return None if entry is None else self._cancel(entry)
+
+    # --- workers -------------------------------------------------------------------------------------------------
+
+    def open(
+        self, replica: str, generation: int, route: bytes, model: str, max_batch_size: int, now: float
+    ) -> Worker | None:
+        """A worker is READY. None: this instance serves no such model, or the replica is open already."""
+        if model not in self.models:
+            return None
+        pool = self.pools[self.models.index(model)]
+        if replica in pool.workers:
+            return None
+        worker = Worker(replica, generation, route, pool, max_batch_size, idle_since=now)
+        pool.add(worker)
+        self.answered_by.setdefault(replica, 0)
+        return worker
+
+    def drain(self, worker: Worker) -> None:
+        """Give it nothing more; it is drained when `worker.outstanding` is empty."""
+        worker.accepting = False
+        worker.pool.touch(worker)
+
+    def answers(self, worker: Worker, records: Iterable[Record], now: float) -> list[tuple[Entry, Record]]:
+        """A worker's message. Returns the answers that somebody waits for, each with its entry."""
+        found: list[tuple[Entry, Record]] = []
+        rows = 0
+        for record in records:
+            entry = worker.outstanding.get(record.ticket)
+            if entry is None:
+                self.counts.late += 1
+                continue
+            found_place = entry.place
+            if record.kind in FINAL:
+                del worker.outstanding[record.ticket]
+                rows += entry.rows
+                self._end(entry)
+                self.answered_by[worker.replica] += 1
+            else:
+                entry.sent_parts = True
+            if found_place is Place.DISPATCHED:
+                found.append((entry, record))
+        if rows:
+            pool = worker.pool
+            worker.rows -= rows
+            pool.speed.observe(rows, now - worker.began_at, queue_was_empty=not len(pool.queue), now=now)
+            worker.began_at = worker.idle_since = now
+            self.counts.answered += len(found)
+            pool.touch(worker)
+        return found
+
+    def lost(self, worker: Worker, cause: Cause, running: Collection[int], now: float) -> list[Ended]:
+        """A worker died. `running`: the tickets of the batch that ran, which alone are suspects."""
+        pool = worker.pool
+        pool.remove(worker)
+        ended: list[Ended] = []
+        # From the youngest, as each goes to the head of the line.
+        for ticket, entry in reversed(list(worker.outstanding.items())):
+            entry.worker, entry.ticket = None, 0
+            if entry.place is Place.DONE:
+                continue  # cancelled while it ran
+            error = self._verdict(entry, cause, ticket in running, worker)
+            if error is None:
+                self._requeue(entry, now, ended)
+            else:
+                ended.append(self._fail(entry, error))
+        worker.outstanding.clear()
+        return ended
+
+    # --- time ----------------------------------------------------------------------------------------------------
+
+    def expire(self, now: float) -> list[Ended]:
+        """End what waits and is past its deadline. What runs is left to its client, which has its own clock."""
+        ended = []
+        for entry in self._deadlines.due(int(now * NS)):
+            if entry.place is not Place.DISPATCHED:
+                ended.append(self._fail(entry, _too_late(entry, now)))
+        return ended
+
+    def next_deadline(self) -> float | None:
+        """When `expire` has something to do, at the earliest."""
+        next_ns = self._deadlines.next_ns()
+        return None if next_ns is None else next_ns / NS
+
+    def dispatch(self, now: float) -> list[Assignment]:
+        """Bind waiting requests to workers that have room: as late as possible, to the least outstanding."""
+        made: list[Assignment] = []
+        for pool in self.pools:
+            if pool.suspects or pool.lanes:
+                self._dispatch_suspects(pool, now, made)
+            while len(pool.queue):
+                worker = pool.best()
+                if worker is None:
+                    break
+                made.append(self._give(worker, self._take(pool, worker), now))
+        return made
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _refusal(self, session: Session, request: Record, now: float) -> Record | None:
+        if request.model >= len(self.pools):
+            served = ", ".join(self.models)
+            return self._refuse(request, errors.NoSuchModel(f"model number {request.model}; served here: {served}"))
+        pool = self.pools[request.model]
+        resent = request.flags & Flag.RESEND
+        if request.deadline_ns != NO_DEADLINE:
+            remaining = request.deadline_ns / NS - now
+            if remaining <= 0:
+                return self._refuse(request, errors.DeadlineExceeded("the deadline had passed when it arrived"))
+            speed = pool.speed
+            if not pool.idle and not policy.can_make_it(remaining, pool.queue.rows, speed.rows_per_s, speed.batch_s):
+                return self._refuse(
+                    request,
+                    errors.DeadlineExceeded(
+                        f"refused early: {remaining:.3g} s remain, and {pool.queue.rows} rows wait ahead of it "
+                        f"at {speed.rows_per_s:.3g} rows/s"
+                    ),
+                )
+        allowed = self.limits.per_client * (RESEND_FACTOR if resent else 1)
+        if len(session.entries) >= allowed:
+            return self._refuse(
+                request,
+                errors.Overloaded(
+                    f"this client has {len(session.entries)} requests here; the limit is {self.limits.per_client} "
+                    "(--client-queue-limit)",
+                    self._retry_after_s(pool),
+                ),
+            )
+        if resent:
+            return None  # accepted once is accepted
+        if not self.admitting:
+            return self._refuse(request, errors.Overloaded("this instance is shutting down", 1.0))
+        if self.num_queued >= self.limits.queue:
+            return self._refuse(
+                request,
+                errors.Overloaded(
+                    f"{self.num_queued} requests are queued; the limit is {self.limits.queue} (--queue-limit)",
+                    self._retry_after_s(pool),
+                ),
+            )
+        if self.num_bytes and self.num_bytes + payload.nbytes(request.body, request.frames) > self.limits.num_bytes:
+            return self._refuse(
+                request,
+                errors.Overloaded(
+                    f"{self.num_bytes} bytes of requests are held; the limit is {self.limits.num_bytes} (--queue-bytes)",
+                    self._retry_after_s(pool),
+                ),
+            )
+        return None
+
+    @staticmethod
+    def _refuse(request: Record, error: errors.RequestError) -> Record:
+        retry_after_s = error.retry_after_s if isinstance(error, errors.Overloaded) else 0.0
+        return error_record(request.request_id, error.code, str(error), retry_after_s)
+
+    @staticmethod
+    def _retry_after_s(pool: Pool) -> float:
+        return policy.retry_after_s(pool.queue.rows, pool.speed.rows_per_s)
+
+    def _take(self, pool: Pool, worker: Worker) -> list[Entry]:
+        """The next rows for a worker: at least one request, even one that is larger than the room."""
+        room = pool.room(worker)
+        wanted = policy.share(pool.queue.rows, len(pool.idle), room, worker.max_batch_size)
+        taken: list[Entry] = []
+        rows = 0
+        while rows < wanted and (entry := pool.queue.pop()) is not None:
+            if taken and rows + entry.rows > room:
+                pool.queue.push_first(entry)
+                break
+            taken.append(entry)
+            rows += entry.rows
+        return taken
+
+    def _give(self, worker: Worker, entries: list[Entry], now: float) -> Assignment:
+        if not worker.outstanding:
+            worker.began_at = now
+        for entry in entries:
+            ticket = make_ticket(self.epoch, next(self._tickets))
+            entry.place, entry.worker, entry.ticket = Place.DISPATCHED, worker, ticket
+            entry.attempts += 1
+            worker.outstanding[ticket] = entry
+            worker.rows += entry.rows
+        worker.pool.touch(worker)
+        return Assignment(worker, entries)
+
+    def _dispatch_suspects(self, pool: Pool, now: float, made: list[Assignment]) -> None:
+        """Each suspect runs alone, on a worker that is kept for it and emptied first."""
+        allowed = policy.suspect_lanes(pool.num_accepting)
+        lanes = [pool.workers[replica] for replica in pool.lanes]
+        # A worker in a lane that holds ordinary work is being emptied: it is spoken for by one of those that wait.
+        emptying = sum(1 for worker in lanes if any(not entry.is_suspect for entry in worker.outstanding.values()))
+        while len(lanes) < min(allowed, len(lanes) - emptying + len(pool.suspects)) and (worker := pool.best()):
+            pool.enter_lane(worker)
+            lanes.append(worker)
+            emptying += bool(worker.outstanding)
+        for worker in lanes:
+            if worker.outstanding:
+                continue
+            if pool.suspects and worker.accepting:
+                made.append(self._give(worker, [pool.suspects.popleft()], now))
+            else:
+                pool.leave_lane(worker)
+
+    def _verdict(self, entry: Entry, cause: Cause, was_running: bool, worker: Worker) -> errors.RequestError | None:
+        """What a worker's death means for a request it had. None: run it again."""
+        if not cause.counts:
+            entry.attempts -= 1
+        if not entry.may_retry:
+            why = "a part of its stream was already sent" if entry.sent_parts else "it may not be retried"
+            return errors.WorkerLost(f"{worker.replica} {cause.text}, and {why}")
+        last = entry.attempts >= self.limits.max_attempts
+        if cause.counts and was_running:
+            if entry.is_suspect and (cause.convicts or last):
+                return errors.Poisoned(
+                    f"it ran alone on {worker.replica}, which {cause.text}, after it was in a batch whose worker died too"
+                )
+            entry.is_suspect = True
+        if last and cause.counts:
+            return errors.WorkerLost(f"{worker.replica} {cause.text}; that was attempt {entry.attempts}, the last")
+        return None
+
+    def _requeue(self, entry: Entry, now: float, ended: list[Ended]) -> None:
+        deadline_ns = entry.request.deadline_ns
+        if deadline_ns != NO_DEADLINE and deadline_ns <= now * NS:
+            ended.append(self._fail(entry, _too_late(entry, now)))
+            return
+        self.counts.retried += 1
+        pool = self.pools[entry.request.model]
+        if entry.is_suspect:
+            entry.place = Place.SUSPECT
+            pool.suspects.appendleft(entry)
+        else:
+            entry.place = Place.QUEUED
+            pool.queue.push_first(entry)
+        self._deadlines.watch(entry)
+
+    def _fail(self, entry: Entry, error: errors.RequestError) -> Ended:
+        self.counts.lost += isinstance(error, errors.WorkerLost)
+        self.counts.poisoned += isinstance(error, errors.Poisoned)
+        self.counts.expired += isinstance(error, errors.DeadlineExceeded)
+        session, request_id = entry.session, entry.request_id
+        self._end(entry)
+        return Ended(session, error_record(request_id, error.code, str(error)))
+
+    def _cancel(self, entry: Entry) -> Entry | None:
+        runs = entry.place is Place.DISPATCHED
+        self.counts.cancelled += 1
+        self._end(entry)
+        return entry if runs else None
+
+    def _end(self, entry: Entry) -> None:
+        """DONE. A request that still runs keeps its worker's slot until the worker answers."""
+        if entry.place is Place.DONE:
+            return
+        was = entry.place
+        entry.place = Place.DONE
+        pool = self.pools[entry.request.model]
+        self.num_bytes -= entry.num_bytes
+        if was is Place.QUEUED:
+            pool.queue.forget(entry)
+        elif was is Place.SUSPECT:
+            pool.suspects.remove(entry)
+        entry.session.entries.pop(entry.request_id, None)
+        self._deadlines.ended(entry)
+        if was is not Place.DISPATCHED:
+            entry.request = entry.request._replace(body=b"", frames=())  # skipped entries must not hold payloads
+
+    # --- facts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def num_queued(self) -> int:
+        """Admitted, not dispatched."""
+        return sum(len(pool.queue) + len(pool.suspects) for pool in self.pools)
+
+    @property
+    def num_outstanding(self) -> int:
+        """Dispatched, not answered."""
+        return sum(len(worker.outstanding) for pool in self.pools for worker in pool.workers.values())
+
+    def check_invariants(self) -> None:
+        """What must hold after every event; for tests."""
+        listed = [entry for session in self.sessions.values() for entry in session.entries.values()]
+        assert all(entry.place is not Place.DONE for entry in listed)
+        assert self.num_bytes == sum(entry.num_bytes for entry in listed)
+        queued = [entry for pool in self.pools for entry in pool.queue]
+        suspects = [entry for pool in self.pools for entry in pool.suspects]
+        running = [
+            (ticket, entry, worker)
+            for pool in self.pools
+            for worker in pool.workers.values()
+            for ticket, entry in worker.outstanding.items()
+        ]
+        waited_for = [entry for _, entry, _ in running if entry.place is Place.DISPATCHED]
+        everywhere = queued + suspects + waited_for
+        assert len(everywhere) == len(set(map(id, everywhere))), "an entry in two places"
+        assert set(map(id, everywhere)) == set(map(id, listed)), "an entry in no place, or one nobody waits for"
+        for ticket, entry, worker in running:
+            assert entry.ticket == ticket
+            assert entry.worker is worker
+            assert entry.attempts <= self.limits.max_attempts
+        for pool in self.pools:
+            assert sum(1 for _ in pool.queue) == len(pool.queue)
+            assert sum(entry.rows for entry in pool.queue) == pool.queue.rows
+            assert pool.idle == {
+                w.replica for w in pool.workers.values() if w.accepting and not w.in_lane and not w.rows
+            }
+            for worker in pool.workers.values():
+                assert worker.rows == sum(entry.rows for entry in worker.outstanding.values())
+                assert not worker.in_lane or worker.replica in pool.lanes
+        assert len({ticket for ticket, _, _ in running}) == len(running)
+
+
+def _too_late(entry: Entry, now: float) -> errors.DeadlineExceeded:
+    waited = now - entry.admitted_at
+    return errors.DeadlineExceeded(f"it waited {waited:.3f} s in the queue and its deadline passed; it never ran")

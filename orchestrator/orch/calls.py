@@ -1,0 +1,228 @@
+"""A client's unanswered calls: what was submitted, sent, and must be sent again to a new balancer."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from orch import errors, payload, wire
+from orch.errors import DeadlineExceeded, OrchError, RemoteProtocolError, WorkerLost
+from orch.wire import Flag, Kind, Priority, Record
+
+NS = 1_000_000_000
+# Bytes that may be on their way or at the balancer; one call alone may be larger.
+WINDOW_BYTES = 256 * 1024 * 1024
+# A call that was with this many balancers when they died is not given to another.
+MAX_RESENDS = 8
+# Ended calls stay in the heap of deadlines until they surface, or until there are this many more than live ones.
+SLACK = 1024
+
+
+class Call:
+    """One call. `settle(value, error)` is called once, with one of them, by the thread that drives the socket."""
+
+    __slots__ = (
+        "body", "deadline", "deadline_ns", "done", "flags", "frames", "got_parts", "model", "num_bytes", "on_part",
+        "priority", "request_id", "resends", "sent", "settle",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        request_id: int,
+        body: bytes,
+        frames: tuple[Any, ...],
+        settle: Callable[[Any, BaseException | None], None],
+        *,
+        flags: int = 0,
+        priority: int = Priority.NORMAL,
+        model: int = 0,
+        deadline: float | None = None,
+        on_part: Callable[[Any], None] | None = None,
+    ) -> None:
+        self.request_id = request_id
+        self.body = body
+        self.frames = frames
+        self.num_bytes = payload.nbytes(body, frames) if frames else len(body)
+        self.settle = settle
+        self.flags = flags
+        self.priority = priority
+        self.model = model
+        self.deadline = deadline
+        self.on_part = on_part
+        self.sent = False
+        self.got_parts = False
+        self.resends = 0
+        self.done = False
+
+    def finish(self, value: Any, error: BaseException | None) -> None:
+        """The final answer; a second one is ignored."""
+        if not self.done:
+            self.done = True
+            self.body, self.frames = b"", ()
+            self.settle(value, error)
+
+    @property
+    def may_resend(self) -> bool:
+        """Whether another run could not hurt."""
+        return not self.flags & Flag.NO_RETRY and not self.got_parts
+
+
+class Calls:
+    """Owns the unanswered calls of one client. Used by one thread at a time, except `submit` and `say`."""
+
+    def __init__(self) -> None:
+        self.unsent: deque[Call] = deque()
+        self.control: deque[Record] = deque()  # CANCEL, CREDIT: go ahead of everything
+        self._sent: dict[int, Call] = {}
+        self._sent_bytes = 0
+        self._deadlines: list[tuple[float, int, Call]] = []
+        self.window = 1
+
+    def submit(self, call: Call) -> None:
+        """Queue a call; from any thread."""
+        self.unsent.append(call)
+
+    def say(self, record: Record) -> None:
+        """Queue a record that is no call; from any thread."""
+        self.control.append(record)
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self._sent or self.unsent or self.control)
+
+    @property
+    def sendable(self) -> bool:
+        """Whether something may be sent now."""
+        return bool(self.control) or (bool(self.unsent) and self._fits(self.unsent[0]))
+
+    def _fits(self, call: Call) -> bool:
+        return not self._sent or (len(self._sent) < self.window and self._sent_bytes + call.num_bytes <= WINDOW_BYTES)
+
+    def to_send(self, now: float, *, local: bool) -> Iterator[Record]:
+        """Records to send now, in order, within the window. local: the balancer shares our clock."""
+        while self.control:
+            yield self.control.popleft()
+        while self.unsent and self._fits(self.unsent[0]):
+            call = self.unsent.popleft()
+            if call.done:
+                continue
+            call.sent = True
+            self._sent[call.request_id] = call
+            self._sent_bytes += call.num_bytes
+            if call.deadline is not None:
+                heapq.heappush(self._deadlines, (call.deadline, call.request_id, call))
+            yield self._request(call, now, local=local)
+
+    @staticmethod
+    def _request(call: Call, now: float, *, local: bool) -> Record:
+        flags, deadline_ns = call.flags, wire.NO_DEADLINE
+        if call.deadline is not None:
+            if local:
+                deadline_ns = int(call.deadline * NS)
+            else:
+                flags |= Flag.BUDGET
+                deadline_ns = max(1, int((call.deadline - now) * NS))
+        return Record(
+            Kind.REQUEST, flags, call.priority, min(call.resends, 255), call.model, call.request_id, 0, deadline_ns,
+            1, call.body, call.frames,
+        )  # fmt: skip
+
+    def take(self, record: Record) -> None:
+        """An answer of the balancer; one that nobody waits for is ignored."""
+        call = self._sent.get(record.request_id)
+        if call is None:
+            return
+        if record.kind == Kind.PART:
+            call.got_parts = True
+            if call.on_part is not None:
+                call.on_part(payload.decode(record.body, record.frames))
+            return
+        self._forget(call)
+        try:
+            if record.kind == Kind.RESULT:
+                call.finish(payload.decode(record.body, record.frames), None)
+            elif record.kind == Kind.END:
+                call.finish(None, None)
+            elif record.kind == Kind.ERROR:
+                fields = wire.read_map(record.body, wire.ERROR_FIELDS)
+                call.finish(None, errors.from_wire(fields["code"], fields["message"], fields["retry_after_s"]))
+        except RemoteProtocolError as err:
+            call.finish(None, err)
+
+    def cancel(self, call: Call) -> None:
+        """Nobody waits for it any more; from any thread. The balancer hears of it if it has it."""
+        if not call.done:
+            call.done = True
+            self.say(Record(Kind.CANCEL, request_id=call.request_id))
+
+    def expire(self, now: float) -> None:
+        """End calls whose deadline has passed, and forget those that were cancelled."""
+        heap = self._deadlines
+        while heap and heap[0][0] <= now:
+            call = heapq.heappop(heap)[2]
+            if self._sent.get(call.request_id) is call:
+                self._forget(call)
+                self.say(Record(Kind.CANCEL, request_id=call.request_id))
+                call.finish(None, DeadlineExceeded("no answer within its timeout; it may be running still"))
+        if len(heap) > 2 * len(self._sent) + SLACK:
+            self._deadlines = [item for item in heap if not item[2].done]
+            heapq.heapify(self._deadlines)
+        # What waits unsent is looked at only at its head: there it blocks others, behind it is not due to be sent.
+        while self.unsent and (self.unsent[0].done or _is_late(self.unsent[0], now)):
+            late = self.unsent.popleft()
+            late.finish(None, DeadlineExceeded("its timeout passed before it could be sent"))
+
+    def next_deadline(self) -> float | None:
+        """When `expire` has something to do."""
+        times = [self._deadlines[0][0]] if self._deadlines else []
+        if self.unsent and self.unsent[0].deadline is not None:
+            times.append(self.unsent[0].deadline)
+        return min(times, default=None)
+
+    def cancelled(self, request_id: int) -> None:
+        """A CANCEL was sent: nothing more is expected."""
+        call = self._sent.get(request_id)
+        if call is not None:
+            self._forget(call)
+
+    def new_balancer(self) -> None:
+        """Another epoch, or a lost connection: what is unanswered is sent again, oldest first, where it may be."""
+        sent = list(self._sent.values())
+        self._sent.clear()
+        self._sent_bytes = 0
+        self._deadlines.clear()
+        self.control.clear()
+        again = []
+        for call in sent:
+            call.sent = False
+            call.resends += 1
+            if call.done:
+                continue
+            if not call.may_resend or call.resends > MAX_RESENDS:
+                call.finish(None, WorkerLost("the balancer died with it, and it may not be sent again"))
+                continue
+            call.flags |= Flag.RESEND
+            again.append(call)
+        self.unsent.extendleft(reversed(again))
+
+    def fail_all(self, error: Callable[[], OrchError]) -> None:
+        """No answer will come."""
+        calls = [*self._sent.values(), *self.unsent]
+        self._sent.clear()
+        self._sent_bytes = 0
+        self._deadlines.clear()
+        self.unsent.clear()
+        self.control.clear()
+        for call in calls:
+            call.finish(None, error())
+
+    def _forget(self, call: Call) -> None:
+        del self._sent[call.request_id]
+        self._sent_bytes -= call.num_bytes
+
+
+def _is_late(call: Call, now: float) -> bool:
+    return call.deadline is not None and call.deadline <= now

@@ -1,0 +1,131 @@
+"""A client's connection to a balancer: one DEALER socket, its monitor, and a way to be woken."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+from collections.abc import Iterable
+from typing import Any
+
+import zmq
+
+from orch import wire
+from orch.version import __version__
+from orch.wire import Kind, Record
+
+RECONNECT_MS, MAX_RECONNECT_MS = 10, 250
+LINGER_MS = 200
+HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5_000, 15_000
+# Messages read in one turn, so that sending and deadlines get theirs.
+MAX_PASS = 64
+
+
+class Connection:
+    """Owns the socket. One thread at a time, except `wake`."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.is_local = endpoint.startswith("ipc:")
+        self._session = secrets.token_bytes(wire.SESSION_BYTES)
+        self._context = zmq.Context()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stuck: list[list[Any]] = []  # messages that the pipe has not taken yet
+        self._open()
+
+    def _open(self) -> None:
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, LINGER_MS)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, MAX_RECONNECT_MS)
+        if not self.is_local:
+            self._socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+            self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._socket.connect(self.endpoint)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+        self._poller.register(self._wake_fd, zmq.POLLIN)
+        body = wire.write_map(session=self._session, sdk=__version__)
+        self._socket.send(wire.pack_head([Record(Kind.HELLO, body=body)]))
+
+    def reopen(self) -> None:
+        """A new socket for the same session: what the old one still holds, either way, is void."""
+        self._stuck.clear()
+        self._socket.disable_monitor()
+        self._socket.close(linger=0)
+        self._open()
+
+    def send(self, records: Iterable[Record]) -> None:
+        """Pack and send; what the pipe does not take now goes with the next `send` or `flush`."""
+        for run in wire.messages(records):
+            self._stuck.append(wire.encode(run))
+        self.flush()
+
+    def flush(self) -> bool:
+        """Whether everything given to `send` is on its way."""
+        while self._stuck:
+            message = self._stuck[0]
+            try:
+                if len(message) == 1:
+                    self._socket.send(message[0], zmq.NOBLOCK)
+                else:
+                    self._send_frames(message)
+            except zmq.Again:
+                return False
+            del self._stuck[0]
+        return True
+
+    def _send_frames(self, message: list[Any]) -> None:
+        last = len(message) - 1
+        for i, frame in enumerate(message):
+            # Only the first frame can find the pipe full; the frames are the caller's memory, sent without a copy.
+            self._socket.send(frame, zmq.NOBLOCK | (zmq.SNDMORE if i < last else 0), copy=not i)
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Sleep until a message, a wake-up or the time; False: the connection was lost."""
+        # The pipe's room has no wake-up of its own worth a second poller: it is tried again soon.
+        if self._stuck:
+            timeout_s = 0.005 if timeout_s is None else min(timeout_s, 0.005)
+        ready = self._poller.poll(None if timeout_s is None else math.ceil(max(0.0, timeout_s) * 1000))
+        lost = False
+        for readable, _ in ready:
+            if readable == self._wake_fd:
+                os.eventfd_read(self._wake_fd)
+            elif readable is self._monitor:
+                lost = True
+        return not lost
+
+    def receive(self) -> list[Record]:
+        """What has arrived.
+
+        Raises:
+            RemoteProtocolError: the balancer broke the rules.
+        """
+        records: list[Record] = []
+        receive = self._socket.recv
+        for _ in range(MAX_PASS):
+            try:
+                head = receive(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            frames = []
+            while self._socket.getsockopt(zmq.RCVMORE):
+                frames.append(receive(copy=False))
+            records += wire.decode(head, frames)
+        return records
+
+    def wake(self) -> None:
+        """Interrupt `wait`; from any thread."""
+        os.eventfd_write(self._wake_fd, 1)
+
+    def close(self) -> None:
+        """Say GOODBYE and close."""
+        try:
+            self._socket.send(wire.pack_head([Record(Kind.GOODBYE)]), zmq.NOBLOCK)
+        except zmq.ZMQError:
+            pass
+        self._socket.disable_monitor()
+        self._context.destroy(linger=LINGER_MS)
+        os.close(self._wake_fd)

@@ -1,0 +1,112 @@
+"""`orch up --detach`: the same command in a session of its own, and a wait until it serves or has failed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import click
+
+from orch import runtime
+from orch.config import SETTINGS, Config
+from orch.errors import Exit, OrchError, RuntimeDirError
+from orch_cli.show import size
+
+LOG_NAME: Final = "up.log"
+POLL_S: Final = 0.1
+MARGIN_S: Final = 30.0  # beyond load_timeout: the interpreter's start, the plan, and the registration
+TAIL_BYTES: Final = 64 * 1024  # of the log, in which the child's last words are looked for
+
+
+def start_detached(config: Config, options: Mapping[str, Any], config_path: str | None) -> int:
+    """Start it and wait. Returns the exit code: 0 once it is ready, else the child's own."""
+    log_path = runtime.log_dir(config.name) / LOG_NAME
+    command = [sys.executable, "-P", "-m", "orch_cli", *arguments(options, config_path)]
+    with _opened(log_path, config.log_max_bytes) as log:
+        begin = os.fstat(log.fileno()).st_size
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    try:
+        return _wait(child, config, log_path, begin)
+    except KeyboardInterrupt:
+        click.echo(f"orch: {config.name} goes on starting without you; stop it with orch down", err=True)
+        raise
+
+
+def arguments(options: Mapping[str, Any], config_path: str | None) -> list[str]:
+    """The command line that gives these options once more."""
+    words = ["up", "--detached"]
+    if config_path:
+        words.append(f"--config={config_path}")
+    for name, value in options.items():
+        if value is not None and name != "target":
+            texts = value if isinstance(value, tuple) else (value,)
+            words += [f"{SETTINGS[name].flag}={text}" for text in texts]
+    return [*words, "--", options["target"]] if options.get("target") else words
+
+
+def _opened(path: Path, max_bytes: int) -> BinaryIO:
+    """The log, to append to: an instance of the same name may be writing it. A full one makes room first."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size > max_bytes:
+            path.replace(path.with_name(path.name + ".1"))
+        return path.open("ab")
+    except OSError as error:
+        raise RuntimeDirError(
+            f"{path} cannot be written: {error.strerror}; set ORCH_STATE_DIR to a directory that you can write"
+        ) from error
+
+
+def _wait(child: subprocess.Popen[bytes], config: Config, log_path: Path, begin: int) -> int:
+    """Until ready, dead, or no replica has become ready for as long as one may take to load."""
+    num_ready = -1
+    deadline = 0.0
+    while child.poll() is None:
+        status = _status_of(config.name, child.pid)
+        now_ready = sum(replica.get("state") == "READY" for replica in status.get("replicas", ()))
+        if status and str(status.get("state")).upper() == "READY":
+            _summarise(status)
+            return Exit.OK
+        if now_ready > num_ready:
+            num_ready, deadline = now_ready, time.monotonic() + config.load_timeout_s + MARGIN_S
+        if time.monotonic() > deadline:
+            click.echo(
+                f"orch: {config.name} is not ready after {config.load_timeout_s + MARGIN_S:g} s and goes on trying: "
+                f"see orch status and {log_path}, or stop it with orch down",
+                err=True,
+            )
+            return Exit.MODEL_LOAD
+        time.sleep(POLL_S)
+    click.echo(_last_words(log_path, begin) or f"orch: it ended at once; see {log_path}", err=True)
+    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def _status_of(name: str, pid: int) -> dict[str, Any]:
+    """The child's status; nothing while it does not answer yet, or while another process answers under its name."""
+    from orch.supervising import control
+
+    try:
+        status = control.call(name, "status", timeout=1.0)
+    except OrchError:
+        return {}
+    return status if status.get("pid") == pid else {}
+
+
+def _summarise(status: Mapping[str, Any]) -> None:
+    for replica in status.get("replicas", ()):
+        footprint = size(replica.get("footprint_bytes"))
+        click.echo(f"orch: {replica.get('id')} ready on {replica.get('device')}, {footprint}", err=True)
+    click.echo(f"orch: {status.get('name')} serves at {status.get('endpoint')}; stop it with orch down", err=True)
+
+
+def _last_words(log_path: Path, begin: int) -> str:
+    """The child's own last line, which is its error; `begin` is where its part of the log begins."""
+    with log_path.open("rb") as log:
+        log.seek(max(begin, os.fstat(log.fileno()).st_size - TAIL_BYTES))
+        lines = log.read().decode(errors="replace").splitlines()
+    return next((line for line in reversed(lines) if line.startswith(("orch: ", "Error: "))), "")

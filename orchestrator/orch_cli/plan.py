@@ -1,0 +1,125 @@
+"""`orch plan` and `orch gpus`: what would fit, with the sum, and what there is to fit it in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from orch.config import Config
+from orch.errors import ConfigError
+from orch.planning import cards, footprint, planner
+from orch_cli.options import config_options, json_option, load
+
+
+@click.command()
+@click.argument("target", required=False)
+@click.option(
+    "--gpu",
+    "card_names",
+    metavar="CARD",
+    multiple=True,
+    help="Plan for this card, there or not: rtx-4090, or mycard:24GiB. May be repeated.",
+)
+@config_options("vram_per_replica_bytes", "replicas", "device", "gpu_utilization")
+@json_option
+def plan(card_names: tuple[str, ...], config_path: str | None, as_json: bool, **options: Any) -> None:
+    """Show how many replicas fit, and why.
+
+    Nothing is started: without --vram-per-replica the answer is what will be measured.
+    """
+    resolved = load(options, config_path, required=("target",) if options["target"] else ())
+    config = resolved.config
+    if card_names:
+        gpus = tuple(cards.parse_card(name, index) for index, name in enumerate(card_names))
+    else:
+        gpus = gpus_for(config)
+    result = planner.plan(request_for(config, gpus))
+    if as_json:
+        click.echo(json.dumps(plan_as_json(result, gpus), indent=2))
+        return
+    click.echo(summary(result, gpus))
+    for reason in result.because:
+        click.echo(f"  {reason}")
+
+
+def request_for(config: Config, gpus: tuple[cards.Gpu, ...]) -> planner.PlanRequest:
+    """What the planner is asked, before any replica was measured."""
+    from orch.planning.host import read_host
+
+    declared = config.vram_per_replica_bytes
+    return planner.PlanRequest(
+        host=read_host(),
+        gpus=gpus,
+        footprint=None if declared is None else footprint.declared(declared),
+        wanted=config.replicas,
+        gpu_utilization=config.gpu_utilization,
+    )
+
+
+def gpus_for(config: Config) -> tuple[cards.Gpu, ...]:
+    """The GPUs of this machine that the setting `device` stands for; none for the CPU.
+
+    Raises ConfigError where it asks for a GPU that is not there.
+    """
+    import os
+
+    from orch.planning import gpu
+
+    if config.device == "cpu":
+        return ()
+    found = gpu.read_gpus(visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if config.device != "auto" and not found:
+        raise ConfigError(
+            f"device = {config.device}: {gpu.why_none()}; use --device cpu, or auto for whatever there is"
+        )
+    if config.gpu_indexes is None:
+        return found
+    missing = set(config.gpu_indexes) - {one.index for one in found}
+    if missing:
+        there = ", ".join(str(one.index) for one in found)
+        raise ConfigError(
+            f"device = {config.device}: there is no GPU {', '.join(map(str, sorted(missing)))}; there are: {there}"
+        )
+    return tuple(one for one in found if one.index in config.gpu_indexes)
+
+
+def summary(result: planner.Plan, gpus: Sequence[cards.Gpu]) -> str:
+    """The plan in one line."""
+    replicas = "1 replica" if result.total == 1 else f"{result.total} replicas"
+    if result.limit is planner.Limit.PROBE:
+        return f"{replicas} for now, which is measured; then as many as fit (declare it: --vram-per-replica 7GiB)"
+    names = {one.uuid: f"gpu {one.index} ({one.name})" for one in gpus}
+    where = ", ".join(f"{count} on {names.get(uuid, uuid)}" for uuid, count in result.placement) or "on the CPU"
+    return f"{replicas}: {where}; limited by {result.limit}"
+
+
+def plan_as_json(result: planner.Plan, gpus: Sequence[cards.Gpu]) -> dict[str, object]:
+    """The plan for programs."""
+    return {
+        "total": result.total,
+        "limit": str(result.limit),
+        "placement": [{"gpu": uuid, "replicas": count} for uuid, count in result.placement],
+        "threads_per_replica": result.threads_per_replica,
+        "because": list(result.because),
+        "gpus": [dataclasses.asdict(one) for one in gpus],
+    }
+
+
+@click.command()
+@json_option
+def gpus(as_json: bool) -> None:
+    """Show the GPUs and what is free on them."""
+    from orch.planning import gpu
+    from orch_cli.show import gpus_view, print_out
+
+    found = gpu.read_gpus()
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(one) for one in found], indent=2))
+    elif found:
+        print_out(gpus_view(found))
+    else:
+        click.echo(f"{gpu.why_none()}; replicas run on the CPU")

@@ -1,0 +1,34 @@
+"""`orch up`: the supervisor in the foreground, or in a process of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from orch_cli.options import config_options, load
+
+
+@click.command()
+@click.argument("target", required=False)
+@config_options()
+@click.option("--detach", is_flag=True, help="Start in the background; return once every replica is ready.")
+@click.option("--detached", is_flag=True, hidden=True)  # what --detach starts: its stderr is a file nobody rotates
+def up(config_path: str | None, detach: bool, detached: bool, **options: Any) -> None:
+    """Start TARGET and keep it running until Ctrl-C.
+
+    TARGET is path/to/file.py:Name or package.module:Name, a class (orch.Model) or a function that takes and returns a
+    list.
+    """
+    resolved = load(options, config_path, required=("target",))
+    if detach:
+        from orch_cli.detach import start_detached
+
+        raise SystemExit(start_detached(resolved.config, options, config_path))
+
+    from orch.supervising.supervisor import Supervisor
+    from orch_cli.display import display_for
+
+    with display_for(resolved.config, show_output=not detached) as display:
+        code = Supervisor(resolved.config, report=display.report).run()
+    raise SystemExit(code)

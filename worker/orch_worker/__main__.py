@@ -1,0 +1,107 @@
+"""`python -P -m orch_worker LINK_FD PAGES_FD`: one replica's process, started by the supervisor."""
+
+from __future__ import annotations
+
+import logging
+import select
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from orch.child import become_child
+from orch.errors import ConfigError, Exit
+from orch.link import Link
+from orch.page import Phase, StatusPage
+from orch_worker import device
+from orch_worker.batching import Batcher
+from orch_worker.engine import Engine
+from orch_worker.loop import Loop
+from orch_worker.target import describe, load_target
+
+log = logging.getLogger("orch_worker")
+
+FIRST_WORDS_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What the supervisor tells a new worker."""
+
+    replica: str
+    generation: int
+    slot: int
+    endpoint: str
+    target: str
+    model: str
+    device: str
+    max_batch_size: int | None = None
+    max_batch_wait_s: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def main(argv: list[str]) -> int:
+    """Load, warm up, say READY, serve; the exit code says how it ended."""
+    link_fd, pages_fd = (int(word) for word in argv)
+    become_child()
+    link = Link(socket.socket(fileno=link_fd))
+    spec = _read_spec(link)
+    if spec is None:
+        return Exit.ORPHANED
+    page = StatusPage(pages_fd, spec.slot)
+    code, text = Exit.OK, ""
+    try:
+        return _serve(spec, link, page)
+    except ConfigError as err:
+        code, text = Exit.BAD_CONFIG, str(err)
+    except BaseException as err:
+        out_of_memory = device.is_out_of_memory(err)
+        log.exception("%s could not be loaded", spec.target)
+        code = Exit.OUT_OF_MEMORY if out_of_memory else Exit.MODEL_LOAD
+        text = f"{spec.target} could not be loaded: {describe(err)}"
+    link.send(event="failed", message=text, exit_code=code)
+    return code
+
+
+def _read_spec(link: Link) -> Spec | None:
+    if not select.select([link], [], [], FIRST_WORDS_S)[0]:
+        return None
+    messages = link.receive()
+    return Spec(**messages[0]["spec"]) if messages else None
+
+
+def _serve(spec: Spec, link: Link, page: StatusPage) -> int:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until the loop takes it over: a load may be ended at any point
+    started = time.monotonic()
+    page.enter(Phase.LOADING)
+    link.send(event="loading")
+    model = load_target(spec.target, spec.settings)
+    max_batch_size = spec.max_batch_size or model.max_batch_size
+    max_wait_s = model.max_batch_wait if spec.max_batch_wait_s is None else spec.max_batch_wait_s
+    engine = Engine(model, max_batch_size, alive=lambda: page.progress(time.monotonic_ns()))
+    engine.load(spec.device)
+    loaded = time.monotonic()
+    page.enter(Phase.WARMING)
+    batches = engine.warmup()
+    link.send(
+        event="ready",
+        load_s=loaded - started,
+        warmup_s=time.monotonic() - loaded,
+        warmup_batches=batches,
+        max_batch_size=max_batch_size,
+        timeout_s=model.timeout,
+        **device.memory(),
+    )
+    ready = {
+        "replica": spec.replica,
+        "generation": spec.generation,
+        "model": spec.model,
+        "max_batch_size": max_batch_size,
+    }
+    return Loop(spec.endpoint, ready, engine, Batcher(max_batch_size, max_wait_s), page, link).run()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,115 @@
+"""When to run what has arrived, and how much of it.
+
+Waiting for company pays only while the next rows can be expected soon enough: it delays every row that is here by the
+expected gap, and saves one batch's fixed cost. Both are learned from what was seen.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+# One new measurement moves the expected gap by this much.
+GAP_GAIN = 0.1
+# A past batch counts this much less with every newer one when its cost is fitted.
+FORGET = 0.95
+# Later than this many expected gaps, the next arrival is no longer expected soon.
+PATIENCE = 2.0
+
+
+class Item(NamedTuple):
+    """Something that waits. `alone`: never shares a batch (a stream)."""
+
+    value: Any
+    rows: int
+    alone: bool
+    arrived_at: float
+
+
+class BatchCost:
+    """Seconds of a batch as fixed + per_row * rows: a weighted least-squares line through recent batches."""
+
+    def __init__(self) -> None:
+        self._weight = self._x = self._y = self._xx = self._xy = 0.0
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """A batch of `rows` rows took `seconds`."""
+        self._weight = FORGET * self._weight + 1
+        self._x = FORGET * self._x + rows
+        self._y = FORGET * self._y + seconds
+        self._xx = FORGET * self._xx + rows * rows
+        self._xy = FORGET * self._xy + rows * seconds
+
+    @property
+    def fixed_s(self) -> float:
+        """The part that does not grow with the rows; the whole mean while all batches were of one size."""
+        if not self._weight:
+            return 0.0
+        mean_x, mean_y = self._x / self._weight, self._y / self._weight
+        variance = self._xx / self._weight - mean_x * mean_x
+        if variance < 1e-9:
+            return mean_y
+        slope = (self._xy / self._weight - mean_x * mean_y) / variance
+        return min(mean_y, max(0.0, mean_y - slope * mean_x))
+
+
+class Batcher:
+    """Owns what has arrived and does not run yet."""
+
+    def __init__(self, max_batch_size: int, max_wait_s: float) -> None:
+        self.max_batch_size = max_batch_size
+        self.max_wait_s = max_wait_s
+        self.cost = BatchCost()
+        self._items: deque[Item] = deque()
+        self._rows = 0
+        self._gap_s: float | None = None
+        self._last_arrival: float | None = None
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, items: list[Item], now: float) -> None:
+        """One message has arrived."""
+        if self._last_arrival is not None:
+            gap = now - self._last_arrival
+            self._gap_s = gap if self._gap_s is None else self._gap_s + GAP_GAIN * (gap - self._gap_s)
+        self._last_arrival = now
+        self._items.extend(items)
+        self._rows += sum(item.rows for item in items)
+
+    def drop(self, unwanted: Callable[[Any], bool]) -> list[Any]:
+        """Take out, and return, the values for which `unwanted` is true: cancelled, or past their deadline."""
+        dropped = [item for item in self._items if unwanted(item.value)]
+        if dropped:
+            self._items = deque(item for item in self._items if not unwanted(item.value))
+            self._rows -= sum(item.rows for item in dropped)
+        return [item.value for item in dropped]
+
+    def wait_s(self, now: float) -> float | None:
+        """Seconds to wait for more before the next `take`; 0: take now; None: nothing is here."""
+        if not self._items:
+            return None
+        first = self._items[0]
+        if first.alone or self._rows >= self.max_batch_size or self._gap_s is None or self._last_arrival is None:
+            return 0.0
+        if self._gap_s * self._rows >= self.cost.fixed_s:
+            return 0.0
+        until = min(first.arrived_at + self.max_wait_s, self._last_arrival + PATIENCE * self._gap_s)
+        return max(0.0, until - now)
+
+    def take(self) -> list[Any]:
+        """The next batch: whole requests in order of arrival, at most max_batch_size rows unless one alone is larger."""
+        taken: list[Any] = []
+        rows = 0
+        while self._items:
+            item = self._items[0]
+            if taken and (item.alone or rows + item.rows > self.max_batch_size):
+                break
+            self._items.popleft()
+            taken.append(item.value)
+            rows += item.rows
+            if item.alone:
+                break
+        self._rows -= rows
+        return taken

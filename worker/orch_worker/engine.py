@@ -1,0 +1,138 @@
+"""Running the model on a batch so that one bad input does not fail its neighbours."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any
+
+from orch.errors import Exit
+from orch.model import Model
+from orch_worker import device
+from orch_worker.target import describe
+
+log = logging.getLogger(__name__)
+
+# Full batches at warm-up: the first pays for compilation and workspaces, the second shows the settled state.
+WARMUP_BATCHES = 2
+
+
+class DeviceLost(Exception):
+    """A sticky device error: this process can do nothing more. Nothing of the batch is answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a row gets in place of an output. type(error): text, in one line."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One input, and whether it may be run again after a failed batch."""
+
+    input: Any
+    may_rerun: bool = True
+
+
+class Engine:
+    """Owns the model. `alive` is called between attempts, so that a long split does not look like a hang."""
+
+    def __init__(self, model: Model, max_batch_size: int, alive: Callable[[], None] = lambda: None) -> None:
+        self._model = model
+        self._max_batch_size = max_batch_size
+        self._alive = alive
+        self._pid = os.getpid()
+
+    def load(self, device_name: str) -> None:
+        """The model's own load(); what it raises passes through."""
+        self._model.load(device_name)
+        self._stay_parent()
+
+    def warmup(self) -> int:
+        """Run the model's samples in full batches. Returns how many batches ran; what predict raises passes through."""
+        samples = self._model.warmup()
+        self._stay_parent()
+        if not samples:
+            return 0
+        full = list(islice(cycle(samples), self._max_batch_size))
+        for _ in range(WARMUP_BATCHES):
+            self._outputs(full)
+            device.synchronize()
+        return WARMUP_BATCHES
+
+    def run(self, rows: Sequence[Row]) -> list[Any]:
+        """An output, or a Failure, for each row, in order.
+
+        Raises:
+            DeviceLost: nothing in this process can work any more.
+        """
+        try:
+            return self._outputs([row.input for row in rows])
+        except WrongOutputs as err:  # the model's mistake, not an input's: running it again would tell nothing new
+            log.error("%s", err)
+            return [Failure(f"ModelError: {err}")] * len(rows)
+        except BaseException as err:
+            return self._after(err, rows)
+
+    def stream(self, input: Any) -> Iterator[Any]:  # noqa: A002  the contract's word
+        """The parts of one answer; what the model raises passes through."""
+        for part in self._model.predict_stream(input):
+            self._stay_parent()
+            yield part
+        self._stay_parent()
+
+    def check_device(self, err: BaseException) -> None:
+        """After any failure.
+
+        Raises:
+            DeviceLost: the device does not answer a trivial question either.
+        """
+        if not device.is_out_of_memory(err) and device.is_lost():
+            log.critical("the device is lost: %s", describe(err), exc_info=err)
+            raise DeviceLost(describe(err)) from err
+
+    def _outputs(self, inputs: list[Any]) -> list[Any]:
+        outputs = self._model.predict(inputs)
+        self._stay_parent()
+        if isinstance(outputs, (str, bytes, dict)) or not hasattr(outputs, "__len__"):
+            raise WrongOutputs(f"predict() returned a {type(outputs).__name__}; it must return a list, one per input")
+        if len(outputs) != len(inputs):
+            raise WrongOutputs(f"predict() returned {len(outputs)} outputs for {len(inputs)} inputs")
+        return list(outputs)
+
+    def _after(self, err: BaseException, rows: Sequence[Row]) -> list[Any]:
+        self._stay_parent()
+        self.check_device(err)
+        out_of_memory = device.is_out_of_memory(err)
+        if len(rows) == 1:
+            log.error("a request failed: %s", describe(err), exc_info=err)
+            device.release_memory() if out_of_memory else None
+            return [Failure(describe(err))]
+        log.warning("a batch of %d failed (%s) and is split", len(rows), describe(err))
+        if out_of_memory:
+            device.release_memory()
+        again = [row for row in rows if row.may_rerun]
+        half = (len(again) + 1) // 2
+        answers: list[Any] = []
+        for part in (again[:half], again[half:]):
+            self._alive()
+            if part:
+                answers += self.run(part)
+        rerun = iter(answers)
+        return [
+            next(rerun) if row.may_rerun else Failure(f"{describe(err)} (in a batch, and not rerun)") for row in rows
+        ]
+
+    def _stay_parent(self) -> None:
+        """A model that forks and returns in the child must not answer twice."""
+        if os.getpid() != self._pid:
+            os._exit(Exit.OK)
+
+
+class WrongOutputs(Exception):
+    """predict() broke its contract; the message says how."""

@@ -1,0 +1,264 @@
+"""The worker's one loop: receive, batch, run, answer the batch in one message.
+
+Synchronous on purpose: what arrives while a batch runs waits in ZeroMQ's own pipe.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import signal
+import socket as sockets
+import time
+from typing import Any
+
+import zmq
+
+from orch import payload, wire
+from orch.errors import DeadlineExceeded, Exit, ModelError, PayloadTooLarge, RemoteProtocolError, RequestError
+from orch.link import Link
+from orch.page import Phase, StatusPage
+from orch.wire import Flag, Kind, Record
+from orch_worker.batching import Batcher, Item
+from orch_worker.engine import DeviceLost, Engine, Failure, Row
+from orch_worker.target import describe
+
+log = logging.getLogger(__name__)
+
+# Messages read between two batches. The balancer sends at most two batches ahead, so this is never reached for long.
+MAX_PASS = 64
+# A stream whose reader grants no credit for this long is ended: it would hold the whole worker.
+STALL_S = 60.0
+CREDIT_POLL_S = 1.0
+RECONNECT_MS, MAX_RECONNECT_MS = 10, 200
+
+
+class Loop:
+    """Owns the socket to the balancer and the batcher."""
+
+    def __init__(
+        self, endpoint: str, ready: dict[str, Any], engine: Engine, batcher: Batcher, page: StatusPage, link: Link
+    ) -> None:
+        self._endpoint = endpoint
+        self._ready = ready
+        self._engine = engine
+        self._batcher = batcher
+        self._page = page
+        self._link = link
+        self._cancelled: set[int] = set()
+        self._credit: dict[int, int] = {}
+        self._max_payload_bytes = 1 << 62  # until the balancer says
+        self._stopping = False
+        self._wake, wake = sockets.socketpair()
+        wake.setblocking(False)
+        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        self._wake_writer = wake
+        signal.signal(signal.SIGTERM, self._on_term)
+        self._context = zmq.Context()
+        self._connect()
+
+    def _on_term(self, *_: object) -> None:
+        self._stopping = True
+
+    def _connect(self) -> None:
+        """A new socket and a new name for every connection: what an earlier life of the balancer sent is void."""
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        name = f"{self._ready['replica']}.{self._ready['generation']}.{secrets.token_hex(4)}"
+        self._socket.setsockopt(zmq.ROUTING_ID, name.encode())
+        self._socket.setsockopt(zmq.LINGER, 1000)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, MAX_RECONNECT_MS)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._socket.connect(self._endpoint)
+        self._socket.send(wire.pack_head([Record(Kind.READY, body=wire.write_map(**self._ready))]))
+        self._poller = zmq.Poller()
+        for readable in (self._socket, self._monitor, self._link.fileno(), self._wake.fileno()):
+            self._poller.register(readable, zmq.POLLIN)
+
+    # --- the loop ------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Until SIGTERM (OK), the supervisor's end (ORPHANED) or the device's (DEVICE_LOST)."""
+        self._page.enter(Phase.IDLE)
+        try:
+            while not self._stopping and not self._link.closed:
+                wait_s = self._batcher.wait_s(time.monotonic())
+                self._receive(wait_s)
+                self._drop_unwanted()
+                if self._batcher.wait_s(time.monotonic()) == 0.0:
+                    self._run(self._batcher.take())
+        except DeviceLost:
+            self._socket.close(linger=0)
+            return Exit.DEVICE_LOST
+        self._page.enter(Phase.STOPPING)
+        self._context.destroy(linger=0 if self._link.closed else 1000)
+        return Exit.OK if self._stopping else Exit.ORPHANED
+
+    def _receive(self, wait_s: float | None) -> None:
+        """Read what is there; with nothing there, wait (None: for as long as it takes)."""
+        if self._read() or wait_s == 0.0:
+            return
+        # The poll is in milliseconds; a batch's wait may be shorter, and is then rounded up to one.
+        timeout_ms = None if wait_s is None else max(1, round(wait_s * 1000))
+        ready = dict(self._poller.poll(timeout_ms))
+        if self._link.fileno() in ready:
+            self._link.receive()
+        if self._wake.fileno() in ready:
+            self._wake.recv(4096)
+        if self._monitor in ready:
+            self._new_epoch()
+        self._read()
+
+    def _new_epoch(self) -> None:
+        log.info("the balancer is gone; connecting again")
+        self._socket.disable_monitor()
+        self._socket.close(linger=0)
+        self._batcher = Batcher(self._batcher.max_batch_size, self._batcher.max_wait_s)
+        self._cancelled.clear()
+        self._connect()
+
+    def _read(self) -> int:
+        """Take in the messages that have arrived; how many."""
+        receive, noblock = self._socket.recv, zmq.NOBLOCK
+        for count in range(MAX_PASS):
+            try:
+                head = receive(noblock)
+            except zmq.Again:
+                return count
+            frames = []
+            while self._socket.getsockopt(zmq.RCVMORE):
+                frames.append(receive(copy=False))
+            try:
+                self._accept(wire.decode(head, frames))
+            except RemoteProtocolError as err:
+                log.error("from the balancer: %s", err)
+        return MAX_PASS
+
+    def _accept(self, records: list[Record]) -> None:
+        now = time.monotonic()
+        arrived: list[Item] = []
+        for record in records:
+            if record.kind == Kind.REQUEST:
+                arrived.append(Item(record, record.rows, bool(record.flags & Flag.STREAM), now))
+            elif record.kind == Kind.CREDIT:
+                if record.ticket in self._credit:
+                    self._credit[record.ticket] += record.rows
+            elif record.kind == Kind.WELCOME:
+                self._max_payload_bytes = wire.read_map(record.body, wire.WELCOME_FIELDS)["max_payload_bytes"]
+        if arrived:
+            self._batcher.add(arrived, now)
+
+    def _drop_unwanted(self) -> None:
+        """Answer, without running them, requests that were cancelled or have missed their deadline."""
+        self._cancelled.update(self._page.newly_cancelled())
+        now_ns = time.monotonic_ns()
+
+        def unwanted(request: Record) -> bool:
+            return request.ticket in self._cancelled or 0 < request.deadline_ns <= now_ns
+
+        if dropped := self._batcher.drop(unwanted):
+            self._send([self._error(each, DeadlineExceeded("its deadline passed before it ran")) for each in dropped])
+        if not len(self._batcher):
+            self._cancelled.clear()
+
+    # --- running -------------------------------------------------------------------------------------------------
+
+    def _run(self, batch: list[Record]) -> None:
+        started = time.monotonic()
+        self._page.begin_batch([request.ticket for request in batch], time.monotonic_ns())
+        if batch[0].flags & Flag.STREAM:
+            self._stream(batch[0])
+        else:
+            self._answer(batch)
+            self._batcher.cost.observe(sum(request.rows for request in batch), time.monotonic() - started)
+        self._page.end_batch()
+
+    def _answer(self, batch: list[Record]) -> None:
+        rows: list[Row] = []
+        runs: list[Record] = []
+        answers: list[Record] = []
+        for request in batch:
+            try:
+                value = payload.decode(request.body, request.frames)
+            except RemoteProtocolError as err:
+                answers.append(self._error(request, RequestError(f"the payload could not be read: {err}")))
+            else:
+                rows.append(Row(value, not request.flags & Flag.NO_RETRY))
+                runs.append(request)
+        outputs = self._engine.run(rows) if rows else []
+        answers += [self._result(request, output) for request, output in zip(runs, outputs, strict=True)]
+        self._send(answers)
+
+    def _result(self, request: Record, output: Any, kind: Kind = Kind.RESULT) -> Record:
+        if isinstance(output, Failure):
+            return self._error(request, ModelError(output.text))
+        try:
+            body, frames = payload.encode(output)
+        except TypeError as err:
+            log.error("an output cannot travel: %s", err)
+            return self._error(request, ModelError(f"its output cannot travel: {err}"))
+        size = payload.nbytes(body, frames)
+        if size > self._max_payload_bytes:
+            return self._error(
+                request,
+                PayloadTooLarge(f"the result has {size} bytes; the limit is {self._max_payload_bytes} (--max-payload)"),
+            )
+        return Record(kind, request_id=request.request_id, ticket=request.ticket, body=body, frames=frames)
+
+    @staticmethod
+    def _error(request: Record, error: RequestError) -> Record:
+        return wire.error_record(request.request_id, error.code, str(error), ticket=request.ticket)
+
+    def _send(self, answers: list[Record]) -> None:
+        for run in wire.messages(answers):
+            head, *frames = wire.encode(run)
+            self._socket.send(head, zmq.SNDMORE if frames else 0)
+            for i, frame in enumerate(frames, 1):
+                self._socket.send(frame, zmq.SNDMORE if i < len(frames) else 0, copy=False)
+
+    # --- streams -------------------------------------------------------------------------------------------------
+
+    def _stream(self, request: Record) -> None:
+        self._credit[request.ticket] = wire.STREAM_CREDIT
+        try:
+            last = self._parts(request)
+        except DeviceLost:
+            raise
+        except BaseException as err:
+            self._engine.check_device(err)
+            log.error("a stream failed: %s", describe(err), exc_info=err)
+            last = self._error(request, ModelError(describe(err)))
+        finally:
+            del self._credit[request.ticket]
+        self._send([last])
+
+    def _parts(self, request: Record) -> Record:
+        """Send the parts as they come; returns the record that ends the stream."""
+        parts = self._engine.stream(payload.decode(request.body, request.frames))
+        for part in parts:
+            refusal = self._await_credit(request)
+            record = refusal or self._result(request, part, Kind.PART)
+            if record.kind == Kind.ERROR:
+                parts.close()  # type: ignore[attr-defined]  # a generator: its finally blocks run now
+                return record
+            self._send([record])
+            self._credit[request.ticket] -= 1
+            self._page.progress(time.monotonic_ns())
+        return Record(Kind.END, request_id=request.request_id, ticket=request.ticket)
+
+    def _await_credit(self, request: Record) -> Record | None:
+        """Wait until the reader has room; the error to end with if it is gone, late or stalled."""
+        stalled_at = time.monotonic() + STALL_S
+        while True:
+            self._read()
+            self._cancelled.update(self._page.newly_cancelled())
+            if request.ticket in self._cancelled or self._stopping or self._link.closed:
+                return self._error(request, RequestError("cancelled"))
+            if 0 < request.deadline_ns <= time.monotonic_ns():
+                return self._error(request, DeadlineExceeded("its deadline passed while it was streaming"))
+            if self._credit[request.ticket] > 0:
+                return None
+            if time.monotonic() > stalled_at:
+                return self._error(request, RequestError(f"its reader took no part for {STALL_S:.0f} s"))
+            self._page.progress(time.monotonic_ns())
+            self._poller.poll(CREDIT_POLL_S * 1000)
