@@ -133,7 +133,7 @@ class Broker:
         self._context.destroy(linger=0 if orphaned else 1000)
         return Exit.ORPHANED if orphaned else Exit.OK
 
-    def _timeout_ms(self) -> float | None:
+    def _timeout_ms(self) -> int | None:
         """Until the next thing that happens by itself; None: nothing does."""
         if self._to_clients.blocked or self._to_workers.blocked:
             return RETRY_MS
@@ -143,7 +143,7 @@ class Broker:
             times.append(deadline)
         if not times:
             return None
-        return max(0.0, min(times) - time.monotonic()) * 1000 + 1  # poll rounds down; 1 ms late beats a busy loop
+        return int(max(0.0, min(times) - time.monotonic()) * 1000) + 1  # rounded up: 1 ms late beats a busy loop
 
     def _receive(self, socket: zmq.Socket[bytes], known: dict[bytes, Any]) -> tuple[bytes, Any, list[zmq.Frame]] | None:
         """Route, head and further frames of the next message. The head of an unknown peer comes with its address."""

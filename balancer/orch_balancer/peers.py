@@ -23,7 +23,7 @@ def peer_of(frame: zmq.Frame) -> Peer | None:
     libzmq appends ":uid:gid:pid" to the Peer-Address of an ipc connection.
     """
     parts = str(frame.get("Peer-Address")).rsplit(":", 3)
-    if len(parts) != 4 or not all(part.isdigit() for part in parts[1:]):
+    if len(parts) != len(("address", "uid", "gid", "pid")) or not all(part.isdigit() for part in parts[1:]):
         return None
     address, uid, _gid, pid = parts
     if address.replace(".", "").isdigit():  # an IPv4 address with a port has one number after the colon, not three

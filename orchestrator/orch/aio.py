@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Self
 
-from orch.client import CONNECT_S, Client, PriorityName, Stream
+from orch.client import CONNECT_S, Client, Options, PriorityName
 from orch.errors import Overloaded
+from orch.stream import Stream
 
 
 class AsyncClient:
@@ -81,13 +82,13 @@ class AsyncClient:
     ) -> AsyncIterator[Any]:
         """`async for part in client.stream(payload)`; leaving the loop early cancels the rest."""
         client = await self._connected()
-        stream = _AsyncStream(client, asyncio.get_running_loop())
-        stream.open(payload, timeout, model, priority, retry)
+        stream = _AsyncStream(asyncio.get_running_loop())
+        client._start_stream(stream, payload, Options(timeout, model, priority, retry))  # noqa: SLF001  its other half
         try:
             while (item := await stream.parts.get())[0] == "part":
                 stream.acknowledge()
                 yield item[1]
-            stream.ended()
+            stream.end()
             if item[1] is not None:
                 raise item[1]
         finally:
@@ -109,8 +110,8 @@ class AsyncClient:
 class _AsyncStream(Stream):
     """A stream whose parts arrive in an event loop."""
 
-    def __init__(self, client: Client, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(client)
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
         self.parts: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self._loop = loop
 

@@ -1,53 +1,45 @@
-"""The client SDK: `Client` for threads, forks and plain programs. (`AsyncClient` in aio.py is a coat over it.)
-
-Whoever holds the drive lock drives the socket: a background thread while calls are outstanding, or the caller of
-`request()` itself when nothing else is, which saves two hand-overs between threads. Everything that callers submit
-while the driver is busy goes out in one packed message.
-"""
+"""The client SDK: `Client`, for threads, forks and plain programs; `AsyncClient` (aio.py) is a coat over it."""
 
 from __future__ import annotations
 
 import atexit
 import itertools
 import os
-import queue
-import sys
-import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from orch import payload as payloads
-from orch import runtime, wire
-from orch.calls import Call, Calls
-from orch.connection import Connection
-from orch.errors import (
-    Closed,
-    NoSuchModel,
-    NotRunning,
-    OrchError,
-    Overloaded,
-    PayloadTooLarge,
-    ProtocolError,
-    RemoteProtocolError,
-)
-from orch.wire import Flag, Kind, Priority, Record
+from orch import runtime
+from orch.calls import Call
+from orch.driver import Driver
+from orch.errors import Closed, NoSuchModel, Overloaded, PayloadTooLarge
+from orch.progress import progress_bar
+from orch.stream import Stream
+from orch.wire import Flag, Priority
 
 CONNECT_S = 5.0
-# A balancer that dies is back within a second; an instance that systemd starts again, with its models, later.
-RECONNECT_S = 60.0
-# Credit is given back in pieces of this many parts.
-CREDIT_STEP = wire.STREAM_CREDIT // 2
 # An iteration over map() tries a refused payload again this often; each waits as long as the instance hints.
 MAP_RETRIES = 100
-MAX_RETRY_S = 1.0
+MIN_RETRY_S, MAX_RETRY_S = 0.01, 1.0
+MAX_TIMEOUT_S = 1e9
 
 PriorityName = Literal["high", "normal", "low"]
 PRIORITIES = {"high": Priority.HIGH, "normal": Priority.NORMAL, "low": Priority.LOW}
+
+
+class Options(NamedTuple):
+    """How one call is to be run; as the keyword arguments of `Client.request`."""
+
+    timeout: float | None = None
+    model: str | None = None
+    priority: str = "normal"
+    retry: bool = True
+
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
 
@@ -68,30 +60,9 @@ class Client:
     def __init__(
         self, endpoint: str | None = None, *, name: str = "default", connect_timeout: float = CONNECT_S
     ) -> None:
-        self._endpoint = endpoint
-        self._name = name
-        self._connect_timeout = connect_timeout
-        self._closed = False
-        self._limits: dict[str, Any] = {}  # of the last WELCOME; a forked child goes by its parent's
-        self._reset()
-        _clients.add(self)
-        with self._drive:
-            self._connect()
-
-    def _reset(self) -> None:
-        """As new, also in a forked child: locks and threads do not survive a fork."""
-        self._pid = os.getpid()
-        self._drive = threading.Lock()
-        self._work = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._driver: int | None = None
-        self._waiting = False
-        self._calls = Calls()
         self._ids = itertools.count(1)
-        self._connection: Connection | None = None
-        self._welcomed = False  # on the present connection
-        self._lost_at: float | None = None
-        self._thread_lock = threading.Lock()
+        self._driver = Driver(lambda: endpoint or runtime.front_endpoint(runtime.find(name)), connect_timeout)
+        _clients.add(self)
 
     # --- what users call -----------------------------------------------------------------------------------------
 
@@ -109,23 +80,12 @@ class Client:
         retry: whether it may be run again if its worker dies. Raises what orch.errors lists under RequestError, and
         TypeError for a payload that cannot travel.
         """
-        self._check()
-        # Free, and nothing outstanding: drive the socket ourselves.
-        if self._drive.acquire(blocking=False):
-            try:
-                if not self._calls.pending:
-                    box = _Box()
-                    call = self._make(payload, box.settle, timeout, model, priority, retry)
-                    self._calls.submit(call)
-                    try:
-                        self._pump(lambda: call.done)
-                    except BaseException:  # Ctrl-C, most likely
-                        self._calls.cancel(call)
-                        raise
-                    return box.open()
-            finally:
-                self._release()
-        return self.submit(payload, timeout=timeout, model=model, priority=priority, retry=retry).result()
+        options = Options(timeout, model, priority, retry)
+        box = _Box()
+        # With nothing else outstanding this thread drives the socket itself.
+        if self._open_driver().run(lambda: self._make(payload, box.settle, options)):
+            return box.open()
+        return self._submit(payload, options).result()
 
     def submit(
         self,
@@ -138,12 +98,7 @@ class Client:
         copy: bool = False,
     ) -> Future[Any]:
         """Send one input; the future gets its output or error. `cancel()` works until then."""
-        self._check()
-        future: CallFuture = CallFuture()
-        call = self._make(payload, future.settle, timeout, model, priority, retry, copy=copy)
-        future.bind(self, call)
-        self._enqueue(call)
-        return future
+        return self._submit(payload, Options(timeout, model, priority, retry), copy=copy)
 
     def map(
         self,
@@ -163,8 +118,7 @@ class Client:
         """
         if concurrency < 1:
             raise ValueError(f"concurrency = {concurrency}; it must be at least 1")
-        options: dict[str, Any] = {"timeout": timeout, "model": model, "priority": priority, "retry": retry}
-        return self._map(inputs, concurrency, progress, options)
+        return self._map(inputs, concurrency, progress, Options(timeout, model, priority, retry))
 
     def stream(
         self,
@@ -179,23 +133,13 @@ class Client:
 
         After the first part it is not retried: the loop ends in WorkerLost if the worker dies. `close()` cancels it.
         """
-        stream = Stream(self)
-        stream.open(payload, timeout, model, priority, retry)
+        stream = Stream()
+        self._start_stream(stream, payload, Options(timeout, model, priority, retry))
         return stream
 
     def close(self) -> None:
         """End the connection. Calls that are not answered yet end in `Closed`."""
-        if self._closed or self._pid != os.getpid():
-            self._closed = True
-            return
-        self._closed = True
-        self._work.set()
-        self._interrupt()
-        with self._drive:
-            self._calls.fail_all(lambda: Closed("the client was closed before the answer came"))
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+        self._driver.close()
 
     def __enter__(self) -> Self:
         return self
@@ -208,29 +152,21 @@ class Client:
     @property
     def models(self) -> list[str]:
         """Names of the models that the instance serves."""
-        return list(self._limits["models"])
+        return list(self._driver.limits["models"])
 
-    # --- calls ---------------------------------------------------------------------------------------------------
-
-    def _check(self) -> None:
-        if self._pid != os.getpid():
-            self._after_fork()
-        if self._closed:
-            raise Closed("this client is closed; make a new one")
+    # --- inside --------------------------------------------------------------------------------------------------
 
     def _make(
         self,
         payload: Any,
         settle: Callable[[Any, BaseException | None], None],
-        timeout: float | None,
-        model: str | None,
-        priority: str,
-        retry: bool,
+        options: Options,
         *,
         copy: bool = False,
         on_part: Callable[[Any], None] | None = None,
     ) -> Call:
-        limits = self._limits
+        """A call that may be submitted; everything that can be wrong with it is said here."""
+        limits = self._driver.limits
         body, frames = payloads.encode(payload)
         if copy and frames:
             frames = tuple(memoryview(bytes(frame)) for frame in frames)
@@ -239,10 +175,10 @@ class Client:
             body,
             frames,
             settle,
-            flags=(0 if retry else Flag.NO_RETRY) | (Flag.STREAM if on_part is not None else 0),
-            priority=_priority(priority),
-            model=_model_number(model, limits["models"]),
-            deadline=None if timeout is None else time.monotonic() + _seconds(timeout),
+            flags=(0 if options.retry else Flag.NO_RETRY) | (0 if on_part is None else Flag.STREAM),
+            priority=_priority(options.priority),
+            model=_model_number(options.model, limits["models"]),
+            deadline=None if options.timeout is None else time.monotonic() + _seconds(options.timeout),
             on_part=on_part,
         )
         if call.num_bytes > limits["max_payload_bytes"]:
@@ -252,28 +188,21 @@ class Client:
             )
         return call
 
-    def _enqueue(self, call: Call) -> None:
-        self._calls.submit(call)
-        self._nudge()
+    def _open_driver(self) -> Driver:
+        """The driver, after a check that this client may still be used."""
+        if self._driver.closed:
+            raise Closed("this client is closed; make a new one")
+        return self._driver
 
-    def _say(self, record: Record) -> None:
-        self._calls.say(record)
-        self._nudge()
-
-    def _cancel(self, call: Call) -> None:
-        if self._pid == os.getpid():
-            self._calls.cancel(call)
-            self._nudge()
-
-    def _map(self, inputs: Iterable[Any], concurrency: int, progress: bool, options: dict[str, Any]) -> Iterator[Any]:
+    def _map(self, inputs: Iterable[Any], concurrency: int, progress: bool, options: Options) -> Iterator[Any]:
         window: deque[tuple[Any, Future[Any]]] = deque()
         try:
-            with _progress_bar(inputs, shown=progress) as advance:
+            with progress_bar(inputs, shown=progress) as advance:
                 for each in inputs:
                     if len(window) >= concurrency:
                         yield self._first(window, options)
                         advance()
-                    window.append((each, self.submit(each, **options)))
+                    window.append((each, self._submit(each, options)))
                 while window:
                     yield self._first(window, options)
                     advance()
@@ -281,184 +210,66 @@ class Client:
             for _, future in window:
                 future.cancel()
 
-    def _first(self, window: deque[tuple[Any, Future[Any]]], options: dict[str, Any]) -> Any:
+    def _first(self, window: deque[tuple[Any, Future[Any]]], options: Options) -> Any:
         each, future = window.popleft()
         for _ in range(MAP_RETRIES):
             try:
                 return future.result()
             except Overloaded as err:
-                time.sleep(min(MAX_RETRY_S, err.retry_after_s or 0.01))
-                future = self.submit(each, **options)
+                time.sleep(min(MAX_RETRY_S, err.retry_after_s or MIN_RETRY_S))
+                future = self._submit(each, options)
         return future.result()
 
-    # --- driving the socket --------------------------------------------------------------------------------------
+    def _start_stream(self, stream: Stream, payload: Any, options: Options) -> None:
+        driver = self._open_driver()
+        call = self._make(payload, stream.settle, options, on_part=stream.put)
+        stream.bind(driver, call)
+        driver.submit(call)
 
-    def _nudge(self) -> None:
-        """Something was queued: see that somebody sends it."""
-        if self._driver == threading.get_ident():
-            return  # a callback of the driver itself, which looks again before it sleeps
-        if self._thread is None:
-            self._start_thread()
-        self._work.set()
-        self._interrupt()
-
-    def _interrupt(self) -> None:
-        connection = self._connection
-        if self._waiting and connection is not None:
-            self._waiting = False
-            connection.wake()
-
-    def _start_thread(self) -> None:
-        with self._thread_lock:
-            if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._run_thread, name="orch-client", daemon=True)
-                self._thread.start()
-
-    def _run_thread(self) -> None:
-        while not self._closed:
-            self._work.wait()
-            self._work.clear()
-            with self._drive:
-                if self._closed:
-                    return
-                try:
-                    self._pump(lambda: not self._calls.pending)
-                except OrchError:
-                    pass  # every call has it already
-
-    def _release(self) -> None:
-        self._drive.release()
-        if self._calls.pending:
-            self._nudge()
-
-    def _pump(self, finished: Callable[[], bool]) -> None:
-        """Send, receive and resolve until `finished`. The drive lock is held."""
-        self._driver = threading.get_ident()
-        try:
-            if self._connection is None:
-                self._connect()
-            while not finished() and not self._closed:
-                self._turn()
-            if self._calls.control and self._connection is not None and not self._closed:
-                self._send()  # a last CANCEL
-        finally:
-            self._driver = None
-
-    def _turn(self) -> None:
-        connection, calls = self._connection, self._calls
-        assert connection is not None
-        self._send()
-        self._waiting = True
-        try:
-            # Looked at once more after `_waiting` is set: whoever queued before saw it unset and did not wake us.
-            alive = connection.wait(0.0 if self._welcomed and calls.sendable else self._sleep_s())
-        finally:
-            self._waiting = False
-        try:
-            for record in connection.receive():
-                self._take(record)
-        except RemoteProtocolError as err:
-            self._fail(err)
-        calls.expire(time.monotonic())
-        if not alive:
-            self._lost()
-        self._check_patience()
-
-    def _send(self) -> None:
-        connection, calls = self._connection, self._calls
-        assert connection is not None
-        if not self._welcomed or not connection.flush() or not calls.sendable:
-            return
-        records = list(calls.to_send(time.monotonic(), local=connection.is_local))
-        connection.send(records)
-        for record in records:
-            if record.kind == Kind.CANCEL:
-                calls.cancelled(record.request_id)
-
-    def _sleep_s(self) -> float | None:
-        times = [at for at in (self._calls.next_deadline(), self._patience()) if at is not None]
-        return max(0.0, min(times) - time.monotonic()) if times else None
-
-    def _take(self, record: Record) -> None:
-        if record.kind == Kind.WELCOME:
-            self._limits = wire.read_map(record.body, wire.WELCOME_FIELDS)
-            self._calls.window = max(1, self._limits["window"])
-            self._welcomed = True
-            self._lost_at = None
-        elif record.kind == Kind.HELLO:  # the balancer does not know us: another epoch, or it had given us up
-            self._lost()
-        elif record.kind == Kind.GOODBYE:
-            self._calls.fail_all(lambda: NotRunning(f"instance {self._name!r} was stopped"))
-            self._lost()
-        elif record.kind == Kind.ERROR and record.request_id == 0:
-            fields = wire.read_map(record.body, wire.ERROR_FIELDS)
-            self._fail(ProtocolError(f"the balancer refused what this client sent: {fields['message']}"))
-        else:
-            self._calls.take(record)
-
-    # --- connecting ----------------------------------------------------------------------------------------------
-
-    def _connect(self) -> None:
-        """Find the instance and shake hands. The drive lock is held."""
-        endpoint = self._endpoint or runtime.front_endpoint(runtime.find(self._name))
-        self._connection = Connection(endpoint)
-        self._lost_at = time.monotonic()
-        deadline = self._lost_at + self._connect_timeout
-        while not self._welcomed:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                self._connection.close()
-                self._connection = None
-                raise NotRunning(
-                    f"nothing answers at {endpoint} within {self._connect_timeout:g} s; `orch status` shows what runs, "
-                    "`orch up TARGET` starts an instance"
-                )
-            self._connection.wait(left_s)
-            for record in self._connection.receive():
-                self._take(record)
-
-    def _lost(self) -> None:
-        """The balancer, or the way to it, is gone: connect again, and send again what is unanswered."""
-        assert self._connection is not None
-        self._welcomed = False
-        if self._lost_at is None:
-            self._lost_at = time.monotonic()
-        self._calls.new_balancer()
-        self._connection.reopen()
-
-    def _patience(self) -> float | None:
-        return None if self._lost_at is None else self._lost_at + RECONNECT_S
-
-    def _check_patience(self) -> None:
-        patience = self._patience()
-        if patience is not None and time.monotonic() > patience:
-            self._fail(NotRunning(f"the instance did not come back within {RECONNECT_S:g} s"))
-            self._lost_at = time.monotonic()
-
-    def _fail(self, error: OrchError) -> None:
-        kind, text = type(error), str(error)
-        self._calls.fail_all(lambda: kind(text))
+    def _submit(self, payload: Any, options: Options, *, copy: bool = False) -> CallFuture:
+        driver = self._open_driver()
+        future = CallFuture()
+        call = self._make(payload, future.settle, options, copy=copy)
+        future.on_cancel = lambda: driver.cancel(call)
+        driver.submit(call)
+        return future
 
     def _after_fork(self) -> None:
-        """In the child: leave the parent's socket alone, and start over with the next call."""
-        abandoned = self._calls
-        self._abandoned = self._connection  # never closed here: it is the parent's
-        self._reset()
-        abandoned.fail_all(lambda: Closed("this call belongs to the process that this one was forked from"))
+        """In the child: start over with the next call."""
+        if not self._driver.closed:
+            self._parents = self._driver  # kept, because to collect it would close what is the parent's
+            self._driver = self._driver.abandon()
 
 
 class CallFuture(Future[Any]):
-    """A future whose cancel() reaches the balancer."""
+    """A future whose cancel() reaches the balancer, and which does not wait in a process forked from its own."""
 
-    def bind(self, client: Client, call: Call) -> None:
-        """Tell it what it stands for."""
-        self._client, self._call = client, call
+    on_cancel: Callable[[], None]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pid = os.getpid()
+
+    def _check_process(self) -> None:
+        # Looks at no lock: another thread of the parent may have held it when this process was forked.
+        if os.getpid() != self._pid and self._state not in ("FINISHED", "CANCELLED"):
+            raise Closed("this call belongs to the process that this one was forked from")
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The output. Raises the call's error, or TimeoutError after `timeout` seconds, when the call goes on."""
+        self._check_process()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """The call's error, or None."""
+        self._check_process()
+        return super().exception(timeout)
 
     def cancel(self) -> bool:
         """Give up waiting; a request that is still queued will not run."""
         cancelled = super().cancel()
         if cancelled:
-            self._client._cancel(self._call)  # noqa: SLF001  one thing in two classes
+            self.on_cancel()
         return cancelled
 
     def settle(self, value: Any, error: BaseException | None) -> None:
@@ -486,100 +297,6 @@ class _Box:
         return self.value
 
 
-class Stream:
-    """The parts of one answer, in order; an iterator. Leaving it early cancels the rest."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._parts: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._taken = 0
-        self._ended = False
-        self._call: Call | None = None
-
-    def open(self, payload: Any, timeout: float | None, model: str | None, priority: str, retry: bool) -> None:
-        """Send it."""
-        client = self._client
-        client._check()  # noqa: SLF001  one thing in two classes, here and below
-        self._call = client._make(payload, self.settle, timeout, model, priority, retry, on_part=self.put)
-        client._enqueue(self._call)  # noqa: SLF001
-
-    def ended(self) -> None:
-        """The end was read."""
-        self._ended = True
-
-    def put(self, part: Any) -> None:
-        """A part has arrived; in the driver's thread."""
-        self._parts.put(("part", part))
-
-    def settle(self, _value: Any, error: BaseException | None) -> None:
-        """The end, or an error; in the driver's thread."""
-        self._parts.put(("end", error))
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Any:
-        if self._ended:
-            raise StopIteration
-        what, value = self._parts.get()
-        if what == "part":
-            self.acknowledge()
-            return value
-        self._ended = True
-        if value is not None:
-            raise value
-        raise StopIteration
-
-    def acknowledge(self) -> None:
-        """One part was taken: now and then the worker is allowed more."""
-        self._taken += 1
-        if self._taken % CREDIT_STEP == 0 and self._call is not None and not self._call.done:
-            self._client._say(  # noqa: SLF001
-                Record(Kind.CREDIT, request_id=self._call.request_id, rows=CREDIT_STEP)
-            )
-
-    def close(self) -> None:
-        """Give up the rest."""
-        if not self._ended and self._call is not None:
-            self._ended = True
-            self._client._cancel(self._call)  # noqa: SLF001
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
-
-
-class _progress_bar:  # noqa: N801  used like a function
-    """A bar on a terminal's standard error, or nothing."""
-
-    def __init__(self, inputs: Iterable[Any], *, shown: bool) -> None:
-        self._bar: Any = None
-        if shown and sys.stderr.isatty():
-            try:
-                from rich.console import Console
-                from rich.progress import Progress
-            except ImportError:
-                return
-            total = len(inputs) if hasattr(inputs, "__len__") else None
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task("requests", total=total)
-
-    def __enter__(self) -> Callable[[], None]:
-        if self._bar is None:
-            return lambda: None
-        self._bar.start()
-        return lambda: self._bar.advance(self._task)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-
 def _priority(name: str) -> int:
     try:
         return PRIORITIES[name]
@@ -588,7 +305,7 @@ def _priority(name: str) -> int:
 
 
 def _seconds(timeout: float) -> float:
-    if not 0 < timeout < 1e9:
+    if not 0 < timeout < MAX_TIMEOUT_S:
         raise ValueError(f"timeout = {timeout!r}; it must be a positive number of seconds, or None")
     return timeout
 

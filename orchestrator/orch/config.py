@@ -12,18 +12,30 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import ipaddress
-import json
-import math
 import re
-import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from orch.errors import ConfigError
+from orch.parsing import (
+    MAX_REPLICAS,
+    Parse,
+    Refused,
+    device,
+    endpoint,
+    environment,
+    fraction,
+    integer,
+    matching,
+    model_settings,
+    replicas,
+    seconds,
+    size,
+    target,
+)
 from orch.planning.footprint import MIN_DEVICE_BYTES
-from orch.planning.sizes import GIB, KIB, MIB, TIB, format_size, parse_size
+from orch.planning.sizes import GIB, KIB, MIB, TIB, format_size
 
 # Read by other parts of orch, or set by the supervisor for its children: not settings, and no reason for a warning.
 OTHER_VARIABLES: Final = frozenset(
@@ -37,17 +49,7 @@ OTHER_VARIABLES: Final = frozenset(
         "ORCH_WORKER_ID",
     }
 )
-MAX_REPLICAS: Final = 4096  # what one host's process and descriptor tables bear with room to spare
-IPC_PATH_MAX: Final = 107  # sun_path holds 108 bytes with its end
-PORT_MAX: Final = 65535
 SHOWN_MAX: Final = 80  # of a bad value in a message: it has to stay one line
-SECONDS_IN: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-
-Parse = Callable[[object], Any]
-
-
-class Refused(ValueError):
-    """What a parser raises; its text, if any, is the reason that goes before the allowed range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,208 +81,6 @@ def _setting(
     return field(default=default, metadata={"setting": setting})
 
 
-# --- parsers: anything a file, a variable or a flag can hold -> the field's value, or Refused
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise Refused("not a string")
-    return value.strip()
-
-
-def _matching(pattern: str) -> Parse:
-    def parse(value: object) -> str:
-        if not re.fullmatch(pattern, text := _text(value)):
-            raise Refused
-        return text
-
-    return parse
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise Refused("not a number")
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        raise Refused("not a number") from None
-    if not math.isfinite(number):
-        raise Refused("not a finite number")
-    return number
-
-
-def _integer(low: int, high: int) -> Parse:
-    def parse(value: object) -> int:
-        if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,18}", value.strip()):
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise Refused
-        return value
-
-    return parse
-
-
-def _replicas(value: object) -> int | Literal["auto"]:
-    if isinstance(value, str) and value.strip().lower() == "auto":
-        return "auto"
-    number: int = _integer(1, MAX_REPLICAS)(value)
-    return number
-
-
-def _fraction(value: object) -> float:
-    if not 0 < (number := _number(value)) <= 1:
-        raise Refused
-    return number
-
-
-def _seconds(low: float, high: float, *, open_low: bool = False) -> Parse:
-    def parse(value: object) -> float:
-        scale = 1.0
-        if isinstance(value, str) and (parts := re.fullmatch(r"(.*[\d.])\s*(ms|s|min|m|h)", value.strip())):
-            value, scale = parts[1], SECONDS_IN[parts[2]]
-        number = _number(value) * scale
-        if not low <= number <= high or (open_low and number == low):
-            raise Refused
-        return number
-
-    return parse
-
-
-def _size(key: str, low: int, high: int) -> Parse:
-    def parse(value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int | str):
-            raise Refused("not a size")
-        if isinstance(value, str):
-            value = parse_size(value, key)
-        if not low <= value <= high:
-            raise Refused
-        return value
-
-    return parse
-
-
-def _target(value: object) -> str:
-    where, colon, name = _text(value).rpartition(":")
-    if not colon or not name:
-        raise Refused("it names no class or function")
-    if not name.isidentifier():
-        raise Refused(f"{name!r} is no name of a class or function")
-    if not where.endswith(".py") and not all(part.isidentifier() for part in where.split(".")):
-        raise Refused(f"{where!r} is neither a .py file nor a module")
-    return f"{where}:{name}"
-
-
-def _device(value: object) -> str:
-    text = _text(value).lower().replace(" ", "")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4}(,\d{1,4})*)?", text):
-        raise Refused
-    indexes = [int(index) for index in text.partition(":")[2].split(",") if index]
-    if len(set(indexes)) < len(indexes):
-        raise Refused("a GPU is named twice")
-    return "cuda:" + ",".join(map(str, indexes)) if indexes else text
-
-
-def _endpoint(value: object) -> str:
-    text = _text(value)
-    if text.startswith("ipc://"):
-        path = text.removeprefix("ipc://")
-        if not path.startswith("/"):
-            # A relative path means another file in each process; an abstract one (@…) has no permissions at all.
-            raise Refused("an ipc endpoint needs an absolute path")
-        if len(path.encode()) > IPC_PATH_MAX:
-            raise Refused(f"the path has {len(path.encode())} bytes and a socket's may have {IPC_PATH_MAX}")
-        return text
-    parts = re.fullmatch(r"tcp://(.+):(\d{1,5}|\*)", text)
-    if not parts:
-        raise Refused("not an endpoint")
-    host, port = parts[1], parts[2]
-    # Binding takes addresses only: libzmq looks no name up there.
-    address = "127.0.0.1" if host == "localhost" else host
-    try:
-        loopback = ipaddress.IPv4Address(address).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise Refused(
-            f"tcp on {host} would let other machines run the model, and orch has no keys (CURVE) to keep them out yet"
-        )
-    if port == "*" or not 1 <= int(port) <= PORT_MAX:
-        raise Refused(f"{port} is no port")
-    return f"tcp://{address}:{int(port)}"
-
-
-def _scalar(text: str) -> object:
-    """`text` as JSON or TOML would read it, else itself: --set rate=0.5 is a number, --set mode=fast a string."""
-
-    def no_constant(name: str) -> object:
-        raise ValueError(name)  # NaN and Infinity, which JSON has no word for
-
-    try:
-        return json.loads(text, parse_constant=no_constant)
-    except (ValueError, RecursionError):
-        pass
-    if "#" in text or "\n" in text:
-        return text  # TOML would take the rest of such a line for a comment or another key
-    try:
-        value: object = tomllib.loads("value = " + text)["value"]
-    except (ValueError, RecursionError):
-        return text
-    return value if _fits_json(value) else text
-
-
-def _fits_json(value: object) -> bool:
-    if isinstance(value, list):
-        return all(map(_fits_json, value))
-    if isinstance(value, dict):
-        return all(map(_fits_json, value.values()))
-    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _pairs(value: object, read: Callable[[str], object]) -> dict[str, object]:
-    """A table of the file; KEY=VALUE texts of flags; or one variable: a JSON object or KEY=VALUE between blanks."""
-    if isinstance(value, Mapping):
-        return {str(key): entry for key, entry in value.items()}
-    if isinstance(value, str):
-        if value.lstrip().startswith("{"):
-            try:
-                return dict(json.loads(value))
-            except ValueError as error:
-                raise Refused(f"not a JSON object ({error})") from None
-        value = value.split()
-    if not isinstance(value, list | tuple):
-        raise Refused("not a table of keys and values")
-    pairs: dict[str, object] = {}
-    for text in value:
-        key, equals, entry = str(text).partition("=")
-        if not equals:
-            raise Refused(f"{text!r} has no =")
-        pairs[key.strip()] = read(entry)
-    return pairs
-
-
-def _model_settings(value: object) -> dict[str, object]:
-    pairs = _pairs(value, _scalar)
-    for key, entry in pairs.items():
-        if not key.isidentifier():
-            raise Refused(f"{key!r} cannot be the name of an argument")
-        if not _fits_json(entry):
-            raise Refused(f"{key} is no string, number, truth value, list or table")
-    return pairs
-
-
-def _environment(value: object) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for key, entry in _pairs(value, str).items():
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
-            raise Refused(f"{key!r} cannot be the name of a variable")
-        if key == "CUDA_VISIBLE_DEVICES":
-            raise Refused("orch sets CUDA_VISIBLE_DEVICES for each replica; choose GPUs with --device cuda:0,1")
-        if isinstance(entry, bool) or not isinstance(entry, str | int | float) or "\0" in str(entry):
-            raise Refused(f"the value of {key} is no string or number")
-        pairs[key] = str(entry)
-    return pairs
-
-
 # --- the settings
 
 
@@ -289,67 +89,67 @@ class Config:
     """Every setting of one instance. Made by `resolve`; nobody checks or changes it afterwards."""
 
     target: str = _setting(
-        "", _target, "TARGET", "path/to/file.py:Name or package.module:Name", "The model: a class or a function."
+        "", target, "TARGET", "path/to/file.py:Name or package.module:Name", "The model: a class or a function."
     )
     name: str = _setting(
         "default",
-        _matching(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}"),
+        matching(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}"),
         "NAME",
         "1 to 64 letters, digits, dots, underscores and dashes",
         "The instance's name; commands and clients find it by this.",
     )
     replicas: int | Literal["auto"] = _setting(
         "auto",
-        _replicas,
+        replicas,
         "auto|N",
         f"auto, or a whole number from 1 to {MAX_REPLICAS}",
         "How many replicas; auto: as many as memory and cores hold, measured on the first.",
     )
     device: str = _setting(
         "auto",
-        _device,
+        device,
         "DEVICE",
         "auto, cpu, cuda, or cuda:0,1 with the GPUs' indexes",
         "What replicas run on; auto: every GPU there is, else the CPU.",
     )
     vram_per_replica_bytes: int | None = _setting(
         None,
-        _size("vram_per_replica", MIN_DEVICE_BYTES, 16 * TIB),
+        size("vram_per_replica", MIN_DEVICE_BYTES, 16 * TIB),
         "SIZE",
         "a size from 64MiB to 16TiB, such as 7GiB or 7GB",
         "Declares what one replica takes, instead of measuring it.",
     )
     gpu_utilization: float | None = _setting(
         None,
-        _fraction,
+        fraction,
         "FRACTION",
         "a number above 0, at most 1",
         "The share of each GPU's memory that may be planned; unset: by the card's size.",
     )
     max_batch_size: int | None = _setting(
         None,
-        _integer(1, 1024),
+        integer(1, 1024),
         "N",
         "a whole number from 1 to 1024",
         "Inputs in one batch; unset: what the model says.",
     )
     max_batch_wait_s: float | None = _setting(
         None,
-        _seconds(0, 10),
+        seconds(0, 10),
         "SECONDS",
         "seconds from 0 to 10, such as 0.002 or 2ms",
         "How long a batch waits to fill; 0: never; unset: what the model says.",
     )
     queue_limit: int = _setting(
         65_536,
-        _integer(1, 10_000_000),
+        integer(1, 10_000_000),
         "N",
         "a whole number from 1 to 10000000",
         "Requests held queued; the next one is answered Overloaded.",
     )
     queue_bytes: int = _setting(
         2 * GIB,
-        _size("queue_bytes", MIB, 16 * TIB),
+        size("queue_bytes", MIB, 16 * TIB),
         "SIZE",
         "a size from 1MiB to 16TiB, such as 2GiB",
         "Bytes of requests held, queued and running; the next one is answered Overloaded.",
@@ -357,21 +157,21 @@ class Config:
     )
     client_queue_limit: int = _setting(
         1024,
-        _integer(1, 10_000_000),
+        integer(1, 10_000_000),
         "N",
         "a whole number from 1 to 10000000",
         "Requests of one client at the balancer; the SDK keeps back what is beyond it.",
     )
     max_attempts: int = _setting(
         3,
-        _integer(1, 100),
+        integer(1, 100),
         "N",
         "a whole number from 1 to 100",
         "How often a request is tried whose workers die; then it is answered WorkerLost.",
     )
     listen: str | None = _setting(
         None,
-        _endpoint,
+        endpoint,
         "ENDPOINT",
         "tcp://127.0.0.1:PORT or ipc:///absolute/path",
         "One more endpoint for clients, besides the one in the runtime directory.",
@@ -379,35 +179,35 @@ class Config:
     timeout_s: float = _setting(
         300.0,
         # Five minutes: longer than any batch that answers a person, and a hung GPU is given up the same hour.
-        _seconds(0, 86_400, open_low=True),
+        seconds(0, 86_400, open_low=True),
         "SECONDS",
         "more than 0 seconds, at most 86400 (24h)",
         "How long one batch may run before its worker counts as hung and is replaced.",
     )
     load_timeout_s: float = _setting(
         600.0,
-        _seconds(0, 86_400, open_low=True),
+        seconds(0, 86_400, open_low=True),
         "SECONDS",
         "more than 0 seconds, at most 86400 (24h)",
         "How long a replica may take to load and warm up.",
     )
     drain_timeout_s: float = _setting(
         30.0,
-        _seconds(0, 3_600),
+        seconds(0, 3_600),
         "SECONDS",
         "seconds from 0 to 3600 (1h)",
         "How long accepted requests may take to finish once orch is told to stop.",
     )
     max_payload_bytes: int = _setting(
         GIB,
-        _size("max_payload", KIB, 64 * GIB),
+        size("max_payload", KIB, 64 * GIB),
         "SIZE",
         "a size from 1KiB to 64GiB, such as 256MiB",
         "The largest request or answer; a larger one is PayloadTooLarge.",
     )
     log_max_bytes: int = _setting(
         10 * MIB,
-        _size("log_max_size", 4 * KIB, TIB),
+        size("log_max_size", 4 * KIB, TIB),
         "SIZE",
         "a size from 4KiB to 1TiB, such as 10MiB",
         "How large a log file grows before it is rotated.",
@@ -415,14 +215,14 @@ class Config:
     )
     set: Mapping[str, object] = _setting(
         None,
-        _model_settings,
+        model_settings,
         "KEY=VALUE",
         "KEY=VALUE, the key a Python name and the value as in JSON or TOML, else a string",
         "Handed to the model as a keyword argument.",
         repeated=True,
     )
     env: Mapping[str, str] = _setting(
-        None, _environment, "K=V", "K=V, K a variable's name", "Set in the workers' environment.", repeated=True
+        None, environment, "K=V", "K=V, K a variable's name", "Set in the workers' environment.", repeated=True
     )
 
     @property

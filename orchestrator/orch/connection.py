@@ -53,9 +53,13 @@ class Connection:
     def reopen(self) -> None:
         """A new socket for the same session: what the old one still holds, either way, is void."""
         self._stuck.clear()
-        self._socket.disable_monitor()
+        self._end_monitor()
         self._socket.close(linger=0)
         self._open()
+
+    def _end_monitor(self) -> None:
+        self._socket.disable_monitor()  # which only forgets our end
+        self._monitor.close(linger=0)
 
     def send(self, records: Iterable[Record]) -> None:
         """Pack and send; what the pipe does not take now goes with the next `send` or `flush`."""
@@ -126,6 +130,6 @@ class Connection:
             self._socket.send(wire.pack_head([Record(Kind.GOODBYE)]), zmq.NOBLOCK)
         except zmq.ZMQError:
             pass
-        self._socket.disable_monitor()
+        self._end_monitor()
         self._context.destroy(linger=LINGER_MS)
         os.close(self._wake_fd)

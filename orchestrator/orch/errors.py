@@ -50,6 +50,9 @@ class Exit(enum.IntEnum):
     ORPHANED = 14  # a child whose supervisor is gone
 
 
+EXIT_CODES = frozenset(int(code) for code in Exit)
+
+
 class OrchError(Exception):
     """Base of all. `exit_code` is what the command line ends with."""
 
@@ -136,7 +139,7 @@ class DeadlineExceeded(RequestError):
 
 
 class WorkerLost(RequestError):
-    """Every allowed attempt ended with the death of its worker. It may have run: send it again only if that is harmless."""
+    """Every allowed attempt ended with its worker. It may have run: send it again only if that is harmless."""
 
     code = "lost"
 

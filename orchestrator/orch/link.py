@@ -50,7 +50,7 @@ class Link:
                 self.closed = True
 
     def receive(self) -> list[Message]:
-        """The messages that have arrived whole. At end-of-file, or on a line that is no JSON object, `closed` is set."""
+        """The messages that have arrived whole. End-of-file, or a line that is no JSON object, sets `closed`."""
         while not self.closed:
             try:
                 piece = self.socket.recv(READ_BYTES)
@@ -63,7 +63,7 @@ class Link:
             self._incoming += piece
         *lines, rest = self._incoming.split(b"\n")
         self._incoming = bytearray(rest)
-        return [message for line in lines if (message := self._parse(line)) is not None]
+        return [message for line in lines if (message := self._parse(bytes(line))) is not None]
 
     def _parse(self, line: bytes) -> Message | None:
         try:

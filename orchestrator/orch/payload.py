@@ -28,6 +28,8 @@ TUPLE, ARRAY, SCALAR, TENSOR, BIG_INT, BYTES, TREE = range(1, 8)
 
 MAX_DEPTH = 100  # nested tuples recurse in Python; msgpack's own limit is 511
 MAX_BIG_INT_BYTES = 64 * 1024
+MAX_DIMENSIONS = 64  # numpy's own limit
+REGISTERED = 2  # dtype.isbuiltin of a type that another package has added
 
 # What packing raises for a value that cannot travel.
 UNFIT = (TypeError, ValueError, OverflowError, RecursionError, BufferError)
@@ -103,6 +105,7 @@ def _extension(value: Any, frames: Frames, depth: int) -> Any:
         return inside(TENSOR, _tensor_parts(value, frames))
     if isinstance(value, int):
         return _int_parts(int(value))
+    plain: Any
     for plain in (str, float, bytes, bytearray, list, dict):  # a subclass travels as what it is a kind of
         if isinstance(value, plain):
             return plain(value)
@@ -140,12 +143,12 @@ def _array_parts(array: np.ndarray[Any, Any]) -> tuple[Any, list[int], memoryvie
     kind: Any = dtype.str
     if dtype.fields or dtype.subdtype:
         kind = np.lib.format.dtype_to_descr(dtype)
-    elif dtype.isbuiltin == 2:  # registered by another package, e.g. ml_dtypes.bfloat16: dtype.str would say V2
+    elif dtype.isbuiltin == REGISTERED:  # registered by another package, e.g. ml_dtypes.bfloat16: dtype.str would say V2
         kind = f"{dtype.type.__module__}:{dtype.name}"
     whole = array if array.flags.c_contiguous else array.copy(order="C")
     # A view of plain bytes: datetime64 and registered dtypes have no buffer of their own.
     flat = whole.reshape(-1).view(np.ndarray)
-    return kind, list(array.shape), memoryview(flat.view(np.uint8)).cast("B") if flat.size else memoryview(b"")
+    return kind, list(array.shape), flat.view(np.uint8).data.cast("B") if flat.size else memoryview(b"")
 
 
 def _is_tensor(value: Any) -> bool:
@@ -254,8 +257,9 @@ def _dtype(kind: Any) -> np.dtype[Any]:
         if not kind.startswith("ml_dtypes:"):  # never import what a peer names
             raise RemoteProtocolError(f"dtype {kind!r} is not known here")
         name = kind.removeprefix("ml_dtypes:")
-        return np.dtype(getattr(importlib.import_module("ml_dtypes"), name))
-    dtype = np.dtype(kind) if isinstance(kind, str) else np.lib.format.descr_to_dtype(_descr(kind))
+        registered: np.dtype[Any] = np.dtype(getattr(importlib.import_module("ml_dtypes"), name))
+        return registered
+    dtype: np.dtype[Any] = np.dtype(kind) if isinstance(kind, str) else np.lib.format.descr_to_dtype(_descr(kind))
     if dtype.hasobject or dtype.itemsize == 0:
         raise RemoteProtocolError(f"dtype {dtype} has no fixed-size elements")
     return dtype
@@ -270,7 +274,7 @@ def _refuse(kind: Any) -> Any:
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
-    if not isinstance(shape, list) or len(shape) > 64 or any(type(n) is not int or n < 0 for n in shape):
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or any(type(n) is not int or n < 0 for n in shape):
         raise RemoteProtocolError(f"not a shape: {shape!r}"[:200])
     return tuple(shape)
 

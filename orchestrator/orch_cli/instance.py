@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import click
 
-from orch.config import MAX_REPLICAS
+from orch.parsing import MAX_REPLICAS
 from orch.errors import ConfigError
 from orch_cli.options import instance_name, json_option, name_option
 

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 GAP_GAIN = 0.1
 # A past batch counts this much less with every newer one when its cost is fitted.
 FORGET = 0.95
+# Row counts whose variance is below this were all the same.
+SAME_SIZE = 1e-9
 # Later than this many expected gaps, the next arrival is no longer expected soon.
 PATIENCE = 2.0
 
@@ -48,7 +50,7 @@ class BatchCost:
             return 0.0
         mean_x, mean_y = self._x / self._weight, self._y / self._weight
         variance = self._xx / self._weight - mean_x * mean_x
-        if variance < 1e-9:
+        if variance < SAME_SIZE:
             return mean_y
         slope = (self._xy / self._weight - mean_x * mean_y) / variance
         return min(mean_y, max(0.0, mean_y - slope * mean_x))
@@ -99,7 +101,7 @@ class Batcher:
         return max(0.0, until - now)
 
     def take(self) -> list[Any]:
-        """The next batch: whole requests in order of arrival, at most max_batch_size rows unless one alone is larger."""
+        """The next batch: whole requests in order of arrival, max_batch_size rows unless one alone has more."""
         taken: list[Any] = []
         rows = 0
         while self._items:

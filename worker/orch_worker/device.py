@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -32,7 +33,7 @@ def is_lost() -> bool:
     try:
         sys.modules["torch"].zeros(1, device="cuda").add_(1)
         cuda.synchronize()
-    except Exception:  # whatever it is, the device answered a trivial question with it
+    except Exception:  # noqa: BLE001  whatever it is, the device answered a trivial question with it
         return True
     return False
 
@@ -47,6 +48,6 @@ def memory() -> dict[str, int]:
     """Torch's peak of reserved device bytes, and what the process itself can tell of the host's."""
     cuda = _cuda()
     facts = {"torch_reserved_bytes": int(cuda.max_memory_reserved()) if cuda else 0}
-    with open("/proc/self/statm") as statm:
-        facts["resident_bytes"] = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    facts["resident_bytes"] = pages * os.sysconf("SC_PAGE_SIZE")
     return facts

@@ -49,7 +49,7 @@ class Engine:
         self._pid = os.getpid()
 
     def load(self, device_name: str) -> None:
-        """The model's own load(); what it raises passes through."""
+        """Load the model; what it raises passes through."""
         self._model.load(device_name)
         self._stay_parent()
 
@@ -76,7 +76,7 @@ class Engine:
         except WrongOutputs as err:  # the model's mistake, not an input's: running it again would tell nothing new
             log.error("%s", err)
             return [Failure(f"ModelError: {err}")] * len(rows)
-        except BaseException as err:
+        except BaseException as err:  # noqa: BLE001  sys.exit() in a model too
             return self._after(err, rows)
 
     def stream(self, input: Any) -> Iterator[Any]:  # noqa: A002  the contract's word
@@ -97,7 +97,7 @@ class Engine:
             raise DeviceLost(describe(err)) from err
 
     def _outputs(self, inputs: list[Any]) -> list[Any]:
-        outputs = self._model.predict(inputs)
+        outputs: Any = self._model.predict(inputs)
         self._stay_parent()
         if isinstance(outputs, (str, bytes, dict)) or not hasattr(outputs, "__len__"):
             raise WrongOutputs(f"predict() returned a {type(outputs).__name__}; it must return a list, one per input")
@@ -111,7 +111,8 @@ class Engine:
         out_of_memory = device.is_out_of_memory(err)
         if len(rows) == 1:
             log.error("a request failed: %s", describe(err), exc_info=err)
-            device.release_memory() if out_of_memory else None
+            if out_of_memory:
+                device.release_memory()
             return [Failure(describe(err))]
         log.warning("a batch of %d failed (%s) and is split", len(rows), describe(err))
         if out_of_memory:

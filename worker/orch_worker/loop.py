@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 MAX_PASS = 64
 # A stream whose reader grants no credit for this long is ended: it would hold the whole worker.
 STALL_S = 60.0
-CREDIT_POLL_S = 1.0
+CREDIT_POLL_MS = 1000
 RECONNECT_MS, MAX_RECONNECT_MS = 10, 200
 
 
@@ -112,6 +112,7 @@ class Loop:
     def _new_epoch(self) -> None:
         log.info("the balancer is gone; connecting again")
         self._socket.disable_monitor()
+        self._monitor.close(linger=0)  # which disable_monitor() does not do
         self._socket.close(linger=0)
         self._batcher = Batcher(self._batcher.max_batch_size, self._batcher.max_wait_s)
         self._cancelled.clear()
@@ -261,4 +262,4 @@ class Loop:
             if time.monotonic() > stalled_at:
                 return self._error(request, RequestError(f"its reader took no part for {STALL_S:.0f} s"))
             self._page.progress(time.monotonic_ns())
-            self._poller.poll(CREDIT_POLL_S * 1000)
+            self._poller.poll(CREDIT_POLL_MS)

@@ -17,6 +17,9 @@ from orch.model import MAX_BATCH_SIZE, Model
 
 log = logging.getLogger(__name__)
 
+# As of --max-batch-wait: longer than this is a slip of the unit.
+MAX_WAIT_S = 10.0
+
 
 def load_target(target: str, settings: dict[str, Any]) -> Model:
     """Import the target and build the model; `settings` are its constructor's keyword arguments.
@@ -130,11 +133,12 @@ def _checked(model: Any, target: str) -> Model:
     if not has_predict and not has_stream:
         raise ConfigError(f"{target} has no predict(self, inputs: list) -> list")
     checked = model if isinstance(model, Model) and has_predict else Adapter(model)
-    size, wait = checked.max_batch_size, checked.max_batch_wait
+    size: Any = checked.max_batch_size
+    wait: Any = checked.max_batch_wait
     if type(size) is not int or not 1 <= size <= MAX_BATCH_SIZE:
         raise ConfigError(f"{target}: max_batch_size is {size!r}; it must be 1 to {MAX_BATCH_SIZE}")
-    if not isinstance(wait, (int, float)) or not 0 <= wait <= 10:
-        raise ConfigError(f"{target}: max_batch_wait is {wait!r}; it must be 0 to 10 seconds")
+    if not isinstance(wait, (int, float)) or not 0 <= wait <= MAX_WAIT_S:
+        raise ConfigError(f"{target}: max_batch_wait is {wait!r}; it must be 0 to {MAX_WAIT_S:g} seconds")
     return checked
 
 

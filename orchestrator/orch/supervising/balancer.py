@@ -70,7 +70,7 @@ class Balancer:
         self.restarts += 1
         child = self._child = Child("orch_balancer", [self._pages_fd], self._environ)
         lines = Lines(child.output.read, lambda line: self._owner.printed("balancer", line))
-        self._reactor.add(child.output, lambda: lines.pump() or self._reactor.remove(child.output))
+        self._reactor.add_lines(child.output, lines)
         self._reactor.add(child.link, self._read)
         self._reactor.add(child.pidfd, lambda: self._died(lines))
         child.link.send(settings=dict(self._settings))

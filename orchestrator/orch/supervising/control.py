@@ -87,7 +87,9 @@ class Server:
 
     def close(self) -> None:
         """Close the socket and every connection."""
-        for link in [*self._links, self._socket]:
+        self._reactor.remove(self._socket)
+        self._socket.close()
+        for link in self._links:
             self._reactor.remove(link)
             link.close()
 

@@ -206,7 +206,7 @@ class Fleet:
         child = Child("orch_worker", [self._pages_fd], environ)
         lines = Lines(child.output.read, lambda line: self._owner.printed(replica.id, line))
         self.running[replica.id] = Running(child, page, lines, self._clock(), free_before)
-        self._reactor.add(child.output, lambda: lines.pump() or self._reactor.remove(child.output))
+        self._reactor.add_lines(child.output, lines)
         self._reactor.add(child.link, lambda: self._read(replica))
         self._reactor.add(child.pidfd, lambda: self._died(replica))
         child.link.send(

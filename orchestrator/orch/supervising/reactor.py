@@ -6,7 +6,9 @@ import selectors
 import signal
 import socket
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, Self
+
+from orch.supervising.output import Lines
 
 
 class Reactor:
@@ -22,7 +24,7 @@ class Reactor:
             end.setblocking(False)
         self.add(self._wake, lambda: self._wake.recv(4096))
 
-    def __enter__(self) -> Reactor:
+    def __enter__(self) -> Self:
         for number in self._wanted:
             self._previous[number] = signal.signal(number, lambda arrived, _frame: self.signals.append(arrived))
         self._previous_fd = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
@@ -39,6 +41,10 @@ class Reactor:
     def add(self, fileobj: Any, callback: Callable[[], object]) -> None:
         """Call when readable."""
         self._selector.register(fileobj, selectors.EVENT_READ, callback)
+
+    def add_lines(self, fileobj: Any, lines: Lines) -> None:
+        """Pass on a child's output until its end."""
+        self.add(fileobj, lambda: None if lines.pump() else self.remove(fileobj))
 
     def remove(self, fileobj: Any) -> None:
         """No more; unknown ones are ignored."""

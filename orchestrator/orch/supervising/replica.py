@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from orch.errors import Exit
+from orch.errors import EXIT_CODES, Exit
 from orch.supervising import restart
 
 TERM_S = 10.0  # to finish the running batch and leave
@@ -245,7 +245,7 @@ class Replica:
             return Blame("was killed (SIGKILL)", counts=True, convicts=False)
         if death.exit_code < 0:
             return Blame(f"died of {_signal_name(-death.exit_code)}", counts=True, convicts=True)
-        name = f" ({Exit(death.exit_code).name})" if death.exit_code in Exit else ""
+        name = f" ({Exit(death.exit_code).name})" if death.exit_code in EXIT_CODES else ""
         return Blame(f"exited with code {death.exit_code}{name}", counts=True, convicts=death.exit_code != Exit.OK)
 
     def _enter(self, new: State, reason: str, now: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from orch.errors import Exit
 
 BASE_S = 0.5
@@ -14,7 +16,7 @@ MAX_FLAPS = 5
 HEALTHY_S = 10.0
 
 # Exit codes that another try would only repeat, and after how many deaths in a row that is believed.
-GIVE_UP_AFTER = {Exit.BAD_CONFIG: 1, Exit.MODEL_LOAD: 2, Exit.OUT_OF_MEMORY: 2}
+GIVE_UP_AFTER: Mapping[int, int] = {Exit.BAD_CONFIG: 1, Exit.MODEL_LOAD: 2, Exit.OUT_OF_MEMORY: 2}
 
 
 def delay_s(flaps: int, exit_code: int, *, is_last: bool, jitter: float) -> float | None:
@@ -25,7 +27,7 @@ def delay_s(flaps: int, exit_code: int, *, is_last: bool, jitter: float) -> floa
     """
     if flaps == 0:
         return 0.0
-    give_up = flaps >= GIVE_UP_AFTER.get(Exit(exit_code) if exit_code in Exit else Exit.BUG, MAX_FLAPS)
+    give_up = flaps >= GIVE_UP_AFTER.get(exit_code, MAX_FLAPS)
     if give_up and not is_last:
         return None
     wait_s = BASE_S * 2.0 ** min(flaps - 1, 16) * (1 + jitter / 2)

@@ -7,6 +7,7 @@ import signal
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,14 @@ from orch import page, runtime
 from orch.config import Config
 from orch.errors import ConfigError, DoesNotFit, Exit, NotRunning, OrchError, StartFailed
 from orch.link import Message
-from orch.planning import gpu, planner
-from orch.planning.devices import gpus_for
-from orch.planning.footprint import Footprint, declared
-from orch.planning.host import read_host
-from orch.planning.planner import Plan, PlanRequest
-from orch.supervising import control, measure
+from orch.planning import gpu
+from orch.supervising import control, status
 from orch.supervising.balancer import Balancer
 from orch.supervising.events import Event
 from orch.supervising.fleet import Fleet
 from orch.supervising.gpulock import GpuLocks
 from orch.supervising.output import LogFiles
+from orch.supervising.plans import Plans
 from orch.supervising.process import base_environ
 from orch.supervising.reactor import Reactor
 from orch.supervising.replica import Blame, Replica, State
@@ -35,6 +33,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STATS_S = 1.0
 # How often the GPUs' locks are tried while another instance starts on them.
 LOCK_RETRY_S = 0.25
+# Deaths of replica 0 before it was ever READY, after which the instance counts as unable to start.
+START_ATTEMPTS = 2
 
 Report = Callable[[Event], None]
 
@@ -42,19 +42,20 @@ Report = Callable[[Event], None]
 class Supervisor:
     """Owns which replicas should exist, the plan, and the instance's files. It never touches a request."""
 
-    def __init__(
-        self, config: Config, report: Report = lambda event: None, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, config: Config, report: Report, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._config = config
         self._show = report
         self._clock = clock
+        self._started_at = time.time()
+        self._model = config.target.rpartition(":")[2]
         self._failure: OrchError | None = None
+        self._bound = False  # the balancer listens
+        self._ever_ready = False
+        self._served = False  # every planned replica has had its turn
+        self._waits_for_gpus = False
         self._stopping = False
         self._replicas_stopping = False
         self._drain_until: float | None = None
-        self._served = False  # every planned replica has had its turn
-        self._ever_ready = False
-        self._bound = False
         self._done = False
         self._unanswered = 0
         self._stats: Message = {}
@@ -71,58 +72,59 @@ class Supervisor:
         Raises:
             OrchError: the instance could not be started; everything it had started is gone again.
         """
-        with Reactor(STOP_SIGNALS) as self._reactor, gpu.session():
-            self._open()
-            try:
-                while not self._done:
-                    self._reactor.wait(self._timeout_s())
-                    self._tick(self._clock())
-            finally:
-                self._close()
+        with Reactor(STOP_SIGNALS) as self._reactor, gpu.session(), ExitStack() as cleanup:
+            self._open(cleanup)
+            while not self._done:
+                self._reactor.wait(self._timeout_s())
+                self._tick(self._clock())
         if self._failure is not None:
             raise self._failure
         return Exit.DRAIN_INCOMPLETE if self._unanswered else Exit.OK
 
-    def _open(self) -> None:
+    def _open(self, cleanup: ExitStack) -> None:
+        """Take the name, make the files, start the balancer; `cleanup` undoes it in the reverse order."""
         config = self._config
-        gpus = gpus_for(config)
-        self._plan = planner.plan(self._plan_request(gpus, None, config.replicas))
+        self._plans = Plans(config)
         self._logs = LogFiles(runtime.log_dir(config.name), config.log_max_bytes)
-        self._runtime = runtime.RuntimeDir(config.name)
-        directory = self._runtime.path
-        if self._runtime.moved_from is not None:
-            self.report(Event("warning", f"{self._runtime.moved_from} is too long for a socket; using {directory}"))
+        cleanup.callback(self._logs.close)
+        files = runtime.RuntimeDir(config.name)
+        cleanup.callback(files.remove)
+        self._directory = files.path
+        if files.moved_from is not None:
+            self.report(Event("warning", f"{files.moved_from} is too long for a socket; using {files.path}"))
+        self._gpu_locks = GpuLocks(self._plans.gpu_uuids)
+        cleanup.callback(self._gpu_locks.release)
         instance_id = uuid.uuid4().hex
         environ = base_environ(os.environ, instance_id)
-        self._started_at = time.time()
-        self._model = config.target.rpartition(":")[2]
-        self._warden = Warden(instance_id, str(directory), environ)
-        self._pages_fd = page.create()
-        self._server = control.Server(directory / runtime.CONTROL, self._reactor, self._call)
-        worker_spec = {
-            "endpoint": runtime.back_endpoint(directory),
+        warden = Warden(instance_id, str(files.path), environ)
+        cleanup.callback(warden.dismiss)  # which also ends what an interrupted stop has left
+        pages_fd = page.create()
+        cleanup.callback(os.close, pages_fd)
+        self._server = control.Server(files.path / runtime.CONTROL, self._reactor, self._call)
+        cleanup.callback(self._server.close)
+        self.report(self._plans.event())
+        self._fleet = Fleet(config, self._worker_spec(), pages_fd, environ, self._reactor, self, self._clock)
+        self._fleet.threads = self._plans.plan.threads_per_replica
+        self._fleet.starting_allowed = False  # until the balancer listens and the GPUs are ours to plan on
+        self._fleet.add(self._plans.devices()[0])  # replica 0, by which the others are planned
+        self._balancer = Balancer(self._balancer_settings(), pages_fd, environ, self._reactor, self, self._clock)
+
+    def _worker_spec(self) -> dict[str, Any]:
+        config = self._config
+        return {
+            "endpoint": runtime.back_endpoint(self._directory),
             "target": config.target,
             "model": self._model,
             "max_batch_size": config.max_batch_size,
             "max_batch_wait_s": config.max_batch_wait_s,
             "settings": dict(config.set),
         }
-        self._fleet = Fleet(config, worker_spec, self._pages_fd, environ, self._reactor, self, self._clock)
-        self._fleet.threads = self._plan.threads_per_replica
-        self._fleet.starting_allowed = False  # until the balancer listens and the GPUs are ours to plan on
-        self._gpu_locks = GpuLocks([each.uuid for each in gpus])
-        self._report_plan(self._plan)
-        for device in _devices(self._plan)[:1]:  # replica 0, by which the others are planned
-            self._fleet.add(device)
-        self._balancer = Balancer(
-            self._balancer_settings(directory), self._pages_fd, environ, self._reactor, self, self._clock
-        )
 
-    def _balancer_settings(self, directory: Path) -> dict[str, Any]:
+    def _balancer_settings(self) -> dict[str, Any]:
         config = self._config
         return {
-            "front": [runtime.front_endpoint(directory), *([config.listen] if config.listen else [])],
-            "back": runtime.back_endpoint(directory),
+            "front": [self._endpoint, *([config.listen] if config.listen else [])],
+            "back": runtime.back_endpoint(self._directory),
             "models": [self._model],
             "queue_limit": config.queue_limit,
             "queue_bytes": config.queue_bytes,
@@ -131,18 +133,14 @@ class Supervisor:
             "max_payload_bytes": config.max_payload_bytes,
         }
 
-    def _close(self) -> None:
-        self._server.close()
-        self._warden.dismiss()  # it also ends what an interrupted stop has left
-        self._gpu_locks.release()
-        self._runtime.remove()
-        os.close(self._pages_fd)
-        self._logs.close()
+    @property
+    def _endpoint(self) -> str:
+        return runtime.front_endpoint(Path(self._directory))
 
     def _timeout_s(self) -> float | None:
         times = [self._fleet.next_deadline(), self._balancer.next_deadline(), self._drain_until]
         times += [at for _, at in self._asking.values()]
-        if not self._fleet.starting_allowed and self._bound and not self._stopping:
+        if self._waits_for_gpus:
             times.append(self._clock() + LOCK_RETRY_S)
         soonest = min((at for at in times if at is not None), default=None)
         return None if soonest is None else max(0.0, soonest - self._clock())
@@ -154,25 +152,79 @@ class Supervisor:
             self.report(Event("warning", "the drain deadline passed with requests unanswered"))
             self._stop_replicas()
         self._allow_starts()
+        self._next_restart()
         self._fleet.tick(now)
         self._balancer.tick(now)
         for number, (caller, at) in list(self._asking.items()):
             if now >= at:
                 del self._asking[number]
                 caller.answer(**self._status())
-        self._next_restart()
         self._server.flush()
         if self._replicas_stopping and self._fleet.all_gone and not self._balancer.stopped:
             self._balancer.stop()
             if self._balancer.pid is None:
                 self._finish()
 
-    # --- what the fleet tells ------------------------------------------------------------------------------------
+    # --- starting ------------------------------------------------------------------------------------------------
+
+    def _allow_starts(self) -> None:
+        if self._fleet.starting_allowed or not self._bound or self._stopping:
+            return
+        if self._gpu_locks.acquire():
+            self._fleet.starting_allowed = True
+            self._waits_for_gpus = False
+        elif not self._waits_for_gpus:
+            self._waits_for_gpus = True
+            self.report(Event("warning", "another instance is starting on the same GPU; waiting until it is done"))
+
+    def became_ready(self, replica: Replica) -> None:
+        """After replica 0: plan the others from what it measured."""
+        if not self._ever_ready and not self._stopping:
+            try:
+                self._renew_plan(self._config.replicas)
+            except DoesNotFit as err:
+                self._fail(err)
+        self._ever_ready = True
+        self._check_served()
+
+    def _renew_plan(self, wanted: Any) -> None:
+        """Plan with what was measured, and add the replicas that are missing."""
+        fleet = self._fleet
+        measured = next(filter(None, map(fleet.footprint, fleet.replicas)), None)
+        plan = self._plans.renew(wanted, measured, fleet.pids)
+        self.report(self._plans.event())
+        fleet.threads = plan.threads_per_replica
+        missing = self._plans.devices()
+        for existing in fleet.replicas.values():
+            if existing.device in missing:
+                missing.remove(existing.device)
+        for device in missing[: plan.total - len(fleet.replicas)]:
+            fleet.add(device)
+
+    def _check_served(self) -> None:
+        """Say once, after each plan, that every replica has had its turn."""
+        ready, given_up = self._fleet.in_state(State.READY), self._fleet.in_state(State.QUARANTINED)
+        if self._served or self._stopping or not ready or len(ready) + len(given_up) < len(self._fleet.replicas):
+            return
+        self._served = True
+        self._gpu_locks.release()
+        count = f"{len(ready)} replica{'s' if len(ready) > 1 else ''}"
+        took_s = time.time() - self._started_at
+        text = f"{self._config.name} serves {self._model} with {count} at {self._endpoint} (after {took_s:.1f} s)"
+        self.report(Event("ready", text, data={"endpoint": self._endpoint, "replicas": len(ready)}))
+
+    def _fail(self, error: OrchError) -> None:
+        """The instance cannot start: take down what runs, then raise it."""
+        if self._failure is None:
+            self._failure = error
+            self._stopping = True
+            self._stop_replicas()
+
+    # --- what happens --------------------------------------------------------------------------------------------
 
     def report(self, event: Event) -> None:
         """Show it, and keep it in the supervisor's log."""
-        if event.kind != "log":
-            self._logs.write("supervisor", event.text)
+        self._logs.write("supervisor", event.text)
         self._show(event)
 
     def printed(self, name: str, line: str) -> None:
@@ -195,61 +247,14 @@ class Supervisor:
             convicts=blame.convicts,
             running=list(tickets),
         )
-        if replica.state is State.QUARANTINED or not (self._ever_ready or self._stopping):
-            self._give_up_on(replica)
+        if not self._ever_ready and not self._stopping:
+            code = replica.last_exit_code
+            if code == Exit.BAD_CONFIG:
+                self._fail(StartFailed(replica.reason, Exit.BAD_CONFIG))
+            elif replica.flaps >= START_ATTEMPTS:
+                text = f"{self._config.target} could not be started: {replica.reason} (log: {self._logs.directory})"
+                self._fail(StartFailed(text, Exit(code) if code == Exit.OUT_OF_MEMORY else Exit.MODEL_LOAD))
         self._check_served()
-
-    def _give_up_on(self, replica: Replica) -> None:
-        """A replica will not come back. If none was ever READY, the instance cannot start."""
-        if self._ever_ready or self._stopping or replica.state not in (State.QUARANTINED, State.BACKOFF):
-            return
-        code = replica.last_exit_code
-        hopeless = code == Exit.BAD_CONFIG or replica.flaps >= 2
-        if hopeless:
-            known = code in (Exit.BAD_CONFIG, Exit.OUT_OF_MEMORY)
-            self._fail(StartFailed(replica.reason, Exit(code) if known else Exit.MODEL_LOAD))
-
-    def became_ready(self, replica: Replica) -> None:
-        """After replica 0: plan the others from what it measured."""
-        first = not self._ever_ready
-        self._ever_ready = True
-        if first and not self._stopping:
-            self._plan_the_others(replica)
-        self._check_served()
-
-    def _plan_the_others(self, replica: Replica) -> None:
-        measured = self._fleet.footprint(replica.id)
-        try:
-            self._plan = planner.plan(self._plan_request(gpus_for(self._config), measured, self._config.replicas))
-        except DoesNotFit as err:
-            self._fail(err)
-            return
-        self._report_plan(self._plan)
-        self._fill(self._plan)
-
-    def _fill(self, plan: Plan) -> None:
-        """Add the replicas that a plan has and the fleet has not."""
-        self._fleet.threads = plan.threads_per_replica
-        missing = _devices(plan)
-        for existing in self._fleet.replicas.values():
-            if existing.device in missing:
-                missing.remove(existing.device)
-        for device in missing:
-            if len(self._fleet.replicas) < plan.total:
-                self._fleet.add(device)
-
-    def _check_served(self) -> None:
-        ready, quarantined = self._fleet.in_state(State.READY), self._fleet.in_state(State.QUARANTINED)
-        if self._served or self._stopping or not ready or len(ready) + len(quarantined) < len(self._fleet.replicas):
-            return
-        self._served = True
-        self._gpu_locks.release()
-        endpoint = runtime.front_endpoint(self._runtime.path)
-        took_s = time.time() - self._started_at
-        text = f"{self._config.name} serves {self._model} with {len(ready)} replicas at {endpoint} after {took_s:.1f} s"
-        self.report(Event("ready", text, data={"endpoint": endpoint, "replicas": len(ready)}))
-
-    # --- what the balancer tells ---------------------------------------------------------------------------------
 
     def balancer_said(self, message: Message) -> None:
         """One message of the balancer."""
@@ -272,26 +277,13 @@ class Supervisor:
                     caller.answer(**self._status())
 
     def balancer_died(self, how: str) -> None:
-        """Start another, unless it was told to stop."""
+        """It is started again, unless it was told to stop."""
         if self._balancer.stopped:
             self._finish()
-        elif not self._stopping or self._ever_ready:
-            self.report(
-                Event("balancer", f"the balancer {how} and is started again; clients resend what is unanswered")
-            )
+        elif self._failure is None:
+            self.report(Event("balancer", f"the balancer {how}: started again; clients resend what is unanswered"))
 
-    # --- starting and stopping -----------------------------------------------------------------------------------
-
-    def _allow_starts(self) -> None:
-        if self._fleet.starting_allowed or not self._bound or self._stopping:
-            return
-        if self._gpu_locks.acquire():
-            self._fleet.starting_allowed = True
-        elif not self._waiting_for_gpus:
-            self._waiting_for_gpus = True
-            self.report(Event("warning", "another instance is starting on the same GPU; waiting until it is done"))
-
-    _waiting_for_gpus = False
+    # --- stopping ------------------------------------------------------------------------------------------------
 
     def _stop_signal(self, number: int) -> None:
         if not self._stopping:
@@ -303,6 +295,7 @@ class Supervisor:
             self._fleet.hurry()
 
     def _stop(self, why: str, drain_timeout_s: float | None) -> None:
+        """Admit no more and finish what is accepted; the balancer says when nothing is left."""
         if self._stopping:
             return
         self._stopping = True
@@ -320,23 +313,14 @@ class Supervisor:
         for replica in list(self._fleet.replicas.values()):
             self._fleet.stop(replica, comes_back=False, drain_timeout_s=0.0)
 
-    def _fail(self, error: OrchError) -> None:
-        """The instance cannot start: take down what runs, then raise it."""
-        if self._failure is None:
-            self._failure = error
-            self._stopping = True
-            self._stop_replicas()
-
     def _finish(self) -> None:
         self._done = True
-        result = {"unanswered": self._unanswered, "queue": self._stats.get("queue", {})}
+        facts = {"unanswered": self._unanswered, "queue": status.queue_facts(self._stats)}
         for caller in self._leavers:
-            caller.answer(**result)
+            caller.answer(**facts)
         if self._failure is None:
-            text = f"{self._config.name} stopped" + (
-                f" with {self._unanswered} accepted requests unanswered" if self._unanswered else ""
-            )
-            self.report(Event("stopped", text, data=result))
+            left = f" with {self._unanswered} accepted requests unanswered" if self._unanswered else ""
+            self.report(Event("stopped", f"{self._config.name} stopped{left}", data=facts))
 
     # --- the command line ----------------------------------------------------------------------------------------
 
@@ -363,30 +347,23 @@ class Supervisor:
             raise NotRunning(f"{self._config.name} is {self._state()}; scale it when it is READY")
         have = len(self._fleet.replicas)
         if wanted > have:
-            measured = next(filter(None, (self._fleet.footprint(each) for each in self._fleet.replicas)), None)
-            self._plan = planner.plan(self._plan_request(gpus_for(self._config), measured, wanted))
+            self._renew_plan(wanted)
             self._served = False
-            self._fill(self._plan)
-        else:
-            # The youngest leave first; those that do not run go before those that do.
-            order = sorted(self._fleet.replicas.values(), key=lambda each: (each.state is State.READY, -each.slot))
-            for replica in order[: have - wanted]:
-                self._fleet.stop(replica, comes_back=False)
-        text = f"{have} -> {wanted} replicas"
-        self.report(Event("plan", text, data={"total": wanted, "because": ()}))
-        return {"replicas": wanted, "text": text}
+        # The youngest leave first; those that do not run go before those that do.
+        order = sorted(self._fleet.replicas.values(), key=lambda each: (each.state is State.READY, -each.slot))
+        for replica in order[: max(0, have - wanted)]:
+            self._fleet.stop(replica, comes_back=False)
+        return {"replicas": wanted, "text": f"{self._config.name}: {have} -> {wanted} replicas"}
 
     def _restart(self, replica_id: Any) -> dict[str, Any]:
         if replica_id is not None and replica_id not in self._fleet.replicas:
-            there = ", ".join(self._fleet.replicas)
-            raise ConfigError(f"there is no replica {replica_id!r}; there are {there}")
+            raise ConfigError(f"there is no replica {replica_id!r}; there are {', '.join(self._fleet.replicas)}")
         chosen = [replica_id] if replica_id is not None else list(self._fleet.replicas)
         self._restarting += [each for each in chosen if each not in self._restarting]
-        self._next_restart()
         return {"restarting": chosen, "text": f"restarting {', '.join(chosen)}, one after another"}
 
     def _next_restart(self) -> None:
-        """One at a time, and only while all others that can serve do."""
+        """One at a time, and only while nothing else is leaving or coming."""
         busy = self._fleet.in_state(State.DRAINING, State.PLANNED, State.STARTING, State.LOADING)
         if self._restarting and not busy and not self._stopping:
             replica = self._fleet.replicas.get(self._restarting.pop(0))
@@ -401,85 +378,19 @@ class Supervisor:
         return "READY" if len(self._fleet.in_state(State.READY)) == len(self._fleet.replicas) else "DEGRADED"
 
     def _status(self) -> dict[str, Any]:
-        config, stats = self._config, self._stats
-        workers = stats.get("workers", {})
-        queue = {"queued": 0, "outstanding": 0, "answered": 0, "rejected": 0, "retried": 0, **stats.get("queue", {})}
         return {
-            "name": config.name,
+            "name": self._config.name,
             "state": self._state(),
-            "endpoint": runtime.front_endpoint(self._runtime.path),
-            "listen": config.listen,
+            "endpoint": self._endpoint,
+            "listen": self._config.listen,
             "model": self._model,
-            "target": config.target,
+            "target": self._config.target,
             "pid": os.getpid(),
             "started_at": self._started_at,
             "uptime_s": time.time() - self._started_at,
-            "plan": {
-                "total": self._plan.total,
-                "limit": str(self._plan.limit),
-                "because": list(self._plan.because),
-                "threads_per_replica": self._plan.threads_per_replica,
-            },
+            "plan": status.plan_facts(self._plans.plan),
             "balancer": {"pid": self._balancer.pid, "restarts": self._balancer.restarts},
-            "replicas": [self._replica_status(each, workers.get(each.id, {})) for each in self._by_number()],
-            "queue": queue,
+            "replicas": status.replica_facts(self._fleet, self._stats),
+            "queue": status.queue_facts(self._stats),
             "logs": str(self._logs.directory),
         }
-
-    def _by_number(self) -> list[Replica]:
-        return sorted(self._fleet.replicas.values(), key=lambda each: each.slot)
-
-    def _replica_status(self, replica: Replica, load: Message) -> dict[str, Any]:
-        running = self._fleet.running.get(replica.id)
-        footprint = self._fleet.footprint(replica.id)
-        return {
-            "id": replica.id,
-            "pid": running.child.pid if running is not None else None,
-            "state": str(replica.state),
-            "device": replica.device,
-            "outstanding": load.get("outstanding", 0),
-            "answered": load.get("answered", 0),
-            "restarts": replica.restarts,
-            "footprint_bytes": self._fleet.footprint_bytes(replica.id),
-            "host_bytes": footprint.host_bytes if footprint is not None else None,
-            "measured": str(footprint.how) if footprint is not None else None,
-            "reason": replica.reason,
-        }
-
-    # --- planning ------------------------------------------------------------------------------------------------
-
-    def _plan_request(self, gpus: tuple[Any, ...], measured: Footprint | None, wanted: Any) -> PlanRequest:
-        config = self._config
-        footprint = measured
-        if config.vram_per_replica_bytes is not None and gpus:
-            footprint = declared(config.vram_per_replica_bytes, measured.host_bytes if measured else None)
-        fleet = getattr(self, "_fleet", None)
-        ours = {}
-        if footprint is not None and fleet is not None:
-            ours = {each.uuid: planner.held_by_us(each, fleet.pids, footprint.device_bytes) for each in gpus}
-        return PlanRequest(
-            host=read_host(),
-            gpus=gpus,
-            footprint=footprint,
-            wanted=wanted,
-            gpu_utilization=config.gpu_utilization,
-            ours_bytes=ours,
-        )
-
-    def _report_plan(self, plan: Plan) -> None:
-        total = self._config.replicas if self._config.replicas != "auto" else None
-        if plan.limit is not planner.Limit.PROBE:
-            total = plan.total
-        text = (
-            f"plan: {plan.total} replicas (limit: {plan.limit})"
-            if plan.total != 1
-            else f"plan: 1 replica (limit: {plan.limit})"
-        )
-        self.report(Event("plan", text, data={"total": total, "limit": str(plan.limit), "because": plan.because}))
-
-
-def _devices(plan: Plan) -> list[str]:
-    """One entry for each replica: its GPU's UUID, or "cpu"."""
-    if not plan.placement:
-        return [measure.CPU] * plan.total
-    return [uuid_ for uuid_, count in plan.placement for _ in range(count)]

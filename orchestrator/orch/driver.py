@@ -1,0 +1,283 @@
+"""Who drives a client's socket, and how: sending, receiving, connecting again.
+
+Whoever holds the drive lock drives: a background thread while calls are outstanding, or the caller of `request()`
+itself when nothing else is, which saves two hand-overs between threads. Everything that callers submit while the driver
+is busy goes out in one packed message.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from orch import wire
+from orch.calls import Call, Calls
+from orch.connection import Connection
+from orch.errors import Closed, NotRunning, OrchError, ProtocolError, RemoteProtocolError
+from orch.wire import Kind, Record
+
+# A balancer that dies is back within a second; an instance that systemd starts again, with its models, later.
+RECONNECT_S = 60.0
+# A connection that nobody drove for this long is looked at before it is used; no balancer comes back sooner.
+UNWATCHED_S = 0.05
+
+
+class Driver:
+    """Owns the connection and the unanswered calls of one client in one process.
+
+    find: the endpoint to connect to, asked when it is time to; raises NotRunning.
+
+    Raises:
+        NotRunning: nothing answers within `connect_timeout` seconds.
+    """
+
+    def __init__(self, find: Callable[[], str], connect_timeout: float, limits: dict[str, Any] | None = None) -> None:
+        self._find = find
+        self._connect_timeout = connect_timeout
+        self._pid = os.getpid()
+        self._drive = threading.Lock()
+        self._thread_lock = threading.Lock()
+        self._work = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._driver: int | None = None  # the thread that drives now
+        self._waiting = False  # it sleeps, and wants to be woken
+        self._calls = Calls()
+        self._connection: Connection | None = None
+        self._welcomed = False  # on the present connection
+        self._lost_at: float | None = None
+        self._idle_since = 0.0
+        self.closed = False
+        # Of the last WELCOME. A forked child goes by its parent's until it has connected itself.
+        self.limits: dict[str, Any] = limits or {}
+        if limits is None:
+            with self._drive:
+                self._connect()
+
+    # --- for any thread ------------------------------------------------------------------------------------------
+
+    def run(self, make: Callable[[], Call]) -> bool:
+        """Make a call and drive the socket until it is answered, if nothing else is outstanding. False: not done."""
+        if not self._drive.acquire(blocking=False):
+            return False
+        try:
+            if self._calls.pending:
+                return False
+            call = make()
+            self._calls.submit(call)
+            try:
+                self._pump(lambda: call.done)
+            except BaseException:  # Ctrl-C, most likely
+                self._calls.cancel(call)
+                raise
+        finally:
+            self._drive.release()
+            if self._calls.pending:
+                self._nudge()
+        return True
+
+    def submit(self, call: Call) -> None:
+        """Queue a call."""
+        self._calls.submit(call)
+        self._nudge()
+
+    def say(self, record: Record) -> None:
+        """Queue a record that is no call."""
+        self._calls.say(record)
+        self._nudge()
+
+    def cancel(self, call: Call) -> None:
+        """Nobody waits for it any more."""
+        if self._pid == os.getpid() and not self.closed:
+            self._calls.cancel(call)
+            self._nudge()
+
+    def close(self) -> None:
+        """Say GOODBYE. Calls that are not answered yet end in `Closed`."""
+        if self.closed or self._pid != os.getpid():
+            return
+        self.closed = True
+        self._work.set()
+        self._interrupt()
+        with self._drive:
+            self._calls.fail_all(lambda: Closed("the client was closed before the answer came"))
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def abandon(self) -> Driver:
+        """In a forked child: leave the parent's socket alone. Returns a driver that connects with its first call."""
+        self.closed = True
+        return Driver(self._find, self._connect_timeout, self.limits)
+
+    # --- driving -------------------------------------------------------------------------------------------------
+
+    def _nudge(self) -> None:
+        """Something was queued: see that somebody sends it."""
+        if self._driver == threading.get_ident():
+            return  # a callback of the driver itself, which looks again before it sleeps
+        if self._thread is None:
+            self._start_thread()
+        self._work.set()
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        connection = self._connection
+        if self._waiting and connection is not None:
+            self._waiting = False
+            connection.wake()
+
+    def _start_thread(self) -> None:
+        with self._thread_lock:
+            if self._thread is None and not self.closed:
+                self._thread = threading.Thread(target=self._run_thread, name="orch-client", daemon=True)
+                self._thread.start()
+
+    def _run_thread(self) -> None:
+        while not self.closed:
+            self._work.wait()
+            self._work.clear()
+            with self._drive:
+                if self.closed:
+                    return
+                self._pump(lambda: not self._calls.pending)
+
+    def _pump(self, finished: Callable[[], bool]) -> None:
+        """Send, receive and resolve until `finished`. The drive lock is held."""
+        self._driver = threading.get_ident()
+        try:
+            self._look_after_idling()
+            while not finished() and not self.closed:
+                if self._connection is None and not self._connect_again():
+                    continue
+                self._turn(self._connection)
+            if self._calls.control and self._connection is not None and not self.closed:
+                self._send(self._connection)  # a last CANCEL
+        finally:
+            self._driver = None
+            self._idle_since = time.monotonic()
+
+    def _look_after_idling(self) -> None:
+        """Nobody watched the connection meanwhile: learn of its loss before something is sent into it."""
+        if self._connection is not None and time.monotonic() - self._idle_since > UNWATCHED_S:
+            alive = self._connection.wait(0.0)
+            self._take_all(self._connection)
+            if not alive and self._connection is not None:
+                self._lost(self._connection)
+
+    def _turn(self, connection: Connection | None) -> None:
+        assert connection is not None
+        calls = self._calls
+        self._send(connection)
+        self._waiting = True
+        try:
+            # Looked at once more after `_waiting` is set: whoever queued before saw it unset and did not wake us.
+            ready = self.closed or (self._welcomed and calls.sendable)
+            alive = connection.wait(0.0 if ready else self._sleep_s())
+        finally:
+            self._waiting = False
+        self._take_all(connection)
+        calls.expire(time.monotonic())
+        if not alive and self._connection is connection:
+            self._lost(connection)
+        self._check_patience()
+
+    def _send(self, connection: Connection) -> None:
+        calls = self._calls
+        if not self._welcomed or not connection.flush() or not calls.sendable:
+            return
+        records = list(calls.to_send(time.monotonic(), local=connection.is_local))
+        connection.send(records)
+        for record in records:
+            if record.kind == Kind.CANCEL:
+                calls.cancelled(record.request_id)
+
+    def _sleep_s(self) -> float | None:
+        times = [at for at in (self._calls.next_deadline(), self._patience()) if at is not None]
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    def _take_all(self, connection: Connection) -> None:
+        """Read what has arrived; the balancer's farewells end this connection."""
+        try:
+            for record in connection.receive():
+                if record.kind == Kind.HELLO:  # it does not know us: another epoch, or it had given us up
+                    self._lost(connection)
+                    return
+                if record.kind == Kind.GOODBYE:  # the instance was stopped; perhaps it is there again already
+                    self._part(connection)
+                    return
+                self._take(record)
+        except RemoteProtocolError as err:
+            self._fail(err)
+
+    def _take(self, record: Record) -> None:
+        if record.kind == Kind.WELCOME:
+            self.limits = wire.read_map(record.body, wire.WELCOME_FIELDS)
+            self._calls.window = max(1, self.limits["window"])
+            self._welcomed = True
+            self._lost_at = None
+        elif record.kind == Kind.ERROR and record.request_id == 0:
+            fields = wire.read_map(record.body, wire.ERROR_FIELDS)
+            self._fail(ProtocolError(f"the balancer refused what this client sent: {fields['message']}"))
+        else:
+            self._calls.take(record)
+
+    # --- connecting ----------------------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        """Find the instance and shake hands. The drive lock is held."""
+        endpoint = self._find()
+        connection = self._connection = Connection(endpoint)
+        deadline = time.monotonic() + self._connect_timeout
+        while not self._welcomed:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or self._connection is None:
+                self._part(connection)
+                raise NotRunning(
+                    f"nothing answers at {endpoint} within {self._connect_timeout:g} s; `orch status` shows what runs, "
+                    "`orch up TARGET` starts an instance"
+                )
+            if not connection.wait(left_s):
+                connection.reopen()
+            self._take_all(connection)
+        self._idle_since = time.monotonic()
+
+    def _connect_again(self) -> bool:
+        """Whether there is a connection; if not, every call has the reason."""
+        try:
+            self._connect()
+        except NotRunning as err:
+            self._fail(err)
+            return False
+        return True
+
+    def _lost(self, connection: Connection) -> None:
+        """The balancer, or the way to it, is gone: connect again, and send again what is unanswered."""
+        self._welcomed = False
+        if self._lost_at is None:
+            self._lost_at = time.monotonic()
+        self._calls.new_balancer()
+        connection.reopen()
+
+    def _part(self, connection: Connection) -> None:
+        """Give the connection up; what is unanswered waits for another."""
+        self._welcomed = False
+        self._lost_at = None
+        self._calls.new_balancer()
+        self._connection = None
+        connection.close()
+
+    def _patience(self) -> float | None:
+        return None if self._lost_at is None else self._lost_at + RECONNECT_S
+
+    def _check_patience(self) -> None:
+        patience = self._patience()
+        if patience is not None and time.monotonic() > patience:
+            self._fail(NotRunning(f"the instance did not come back within {RECONNECT_S:g} s"))
+            self._lost_at = time.monotonic()
+
+    def _fail(self, error: OrchError) -> None:
+        kind, text = type(error), str(error)
+        self._calls.fail_all(lambda: kind(text))

@@ -1,0 +1,234 @@
+"""Parsers of settings: anything a file, a variable or a flag can hold -> the field's value, or Refused."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import math
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal
+
+from orch.planning.sizes import parse_size
+
+MAX_REPLICAS: Final = 4096  # what one host's process and descriptor tables bear with room to spare
+IPC_PATH_MAX: Final = 107  # sun_path holds 108 bytes with its end
+PORT_MAX: Final = 65535
+SECONDS_IN: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+Parse = Callable[[object], Any]
+
+
+class Refused(ValueError):
+    """What a parser raises; its text, if any, is the reason that goes before the allowed range."""
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise Refused("not a string")
+    return value.strip()
+
+
+def matching(pattern: str) -> Parse:
+    """A text that the whole pattern matches."""
+    def parse(value: object) -> str:
+        if not re.fullmatch(pattern, text := _text(value)):
+            raise Refused
+        return text
+
+    return parse
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise Refused("not a number")
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise Refused("not a number") from None
+    if not math.isfinite(number):
+        raise Refused("not a finite number")
+    return number
+
+
+def integer(low: int, high: int) -> Parse:
+    """A whole number from low to high."""
+    def parse(value: object) -> int:
+        if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,18}", value.strip()):
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise Refused
+        return value
+
+    return parse
+
+
+def replicas(value: object) -> int | Literal["auto"]:
+    """A count, or "auto"."""
+    if isinstance(value, str) and value.strip().lower() == "auto":
+        return "auto"
+    number: int = integer(1, MAX_REPLICAS)(value)
+    return number
+
+
+def fraction(value: object) -> float:
+    """A number above 0, at most 1."""
+    if not 0 < (number := _number(value)) <= 1:
+        raise Refused
+    return number
+
+
+def seconds(low: float, high: float, *, open_low: bool = False) -> Parse:
+    """Seconds from low to high, with or without a unit."""
+    def parse(value: object) -> float:
+        scale = 1.0
+        if isinstance(value, str) and (parts := re.fullmatch(r"(.*[\d.])\s*(ms|s|min|m|h)", value.strip())):
+            value, scale = parts[1], SECONDS_IN[parts[2]]
+        number = _number(value) * scale
+        if not low <= number <= high or (open_low and number == low):
+            raise Refused
+        return number
+
+    return parse
+
+
+def size(key: str, low: int, high: int) -> Parse:
+    """Bytes from low to high; texts as `parse_size` reads them."""
+    def parse(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise Refused("not a size")
+        if isinstance(value, str):
+            value = parse_size(value, key)
+        if not low <= value <= high:
+            raise Refused
+        return value
+
+    return parse
+
+
+def target(value: object) -> str:
+    """A file or module, a colon, a name."""
+    where, colon, name = _text(value).rpartition(":")
+    if not colon or not name:
+        raise Refused("it names no class or function")
+    if not name.isidentifier():
+        raise Refused(f"{name!r} is no name of a class or function")
+    if not where.endswith(".py") and not all(part.isidentifier() for part in where.split(".")):
+        raise Refused(f"{where!r} is neither a .py file nor a module")
+    return f"{where}:{name}"
+
+
+def device(value: object) -> str:
+    """auto, cpu, cuda, or cuda with indexes."""
+    text = _text(value).lower().replace(" ", "")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4}(,\d{1,4})*)?", text):
+        raise Refused
+    indexes = [int(index) for index in text.partition(":")[2].split(",") if index]
+    if len(set(indexes)) < len(indexes):
+        raise Refused("a GPU is named twice")
+    return "cuda:" + ",".join(map(str, indexes)) if indexes else text
+
+
+def endpoint(value: object) -> str:
+    """An ipc path, or tcp on loopback."""
+    text = _text(value)
+    if text.startswith("ipc://"):
+        path = text.removeprefix("ipc://")
+        if not path.startswith("/"):
+            # A relative path means another file in each process; an abstract one (@…) has no permissions at all.
+            raise Refused("an ipc endpoint needs an absolute path")
+        if len(path.encode()) > IPC_PATH_MAX:
+            raise Refused(f"the path has {len(path.encode())} bytes and a socket's may have {IPC_PATH_MAX}")
+        return text
+    parts = re.fullmatch(r"tcp://(.+):(\d{1,5}|\*)", text)
+    if not parts:
+        raise Refused("not an endpoint")
+    host, port = parts[1], parts[2]
+    # Binding takes addresses only: libzmq looks no name up there.
+    address = "127.0.0.1" if host == "localhost" else host
+    try:
+        loopback = ipaddress.IPv4Address(address).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise Refused(
+            f"tcp on {host} would let other machines run the model, and orch has no keys (CURVE) to keep them out yet"
+        )
+    if port == "*" or not 1 <= int(port) <= PORT_MAX:
+        raise Refused(f"{port} is no port")
+    return f"tcp://{address}:{int(port)}"
+
+
+def _scalar(text: str) -> object:
+    """`text` as JSON or TOML would read it, else itself: --set rate=0.5 is a number, --set mode=fast a string."""
+
+    def no_constant(name: str) -> object:
+        raise ValueError(name)  # NaN and Infinity, which JSON has no word for
+
+    try:
+        return json.loads(text, parse_constant=no_constant)
+    except (ValueError, RecursionError):
+        pass
+    if "#" in text or "\n" in text:
+        return text  # TOML would take the rest of such a line for a comment or another key
+    try:
+        value: object = tomllib.loads("value = " + text)["value"]
+    except (ValueError, RecursionError):
+        return text
+    return value if _fits_json(value) else text
+
+
+def _fits_json(value: object) -> bool:
+    if isinstance(value, list):
+        return all(map(_fits_json, value))
+    if isinstance(value, dict):
+        return all(map(_fits_json, value.values()))
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _pairs(value: object, read: Callable[[str], object]) -> dict[str, object]:
+    """A table of the file; KEY=VALUE texts of flags; or one variable: a JSON object or KEY=VALUE between blanks."""
+    if isinstance(value, Mapping):
+        return {str(key): entry for key, entry in value.items()}
+    if isinstance(value, str):
+        if value.lstrip().startswith("{"):
+            try:
+                return dict(json.loads(value))
+            except ValueError as error:
+                raise Refused(f"not a JSON object ({error})") from None
+        value = value.split()
+    if not isinstance(value, list | tuple):
+        raise Refused("not a table of keys and values")
+    pairs: dict[str, object] = {}
+    for text in value:
+        key, equals, entry = str(text).partition("=")
+        if not equals:
+            raise Refused(f"{text!r} has no =")
+        pairs[key.strip()] = read(entry)
+    return pairs
+
+
+def model_settings(value: object) -> dict[str, object]:
+    """Keyword arguments of a model."""
+    pairs = _pairs(value, _scalar)
+    for key, entry in pairs.items():
+        if not key.isidentifier():
+            raise Refused(f"{key!r} cannot be the name of an argument")
+        if not _fits_json(entry):
+            raise Refused(f"{key} is no string, number, truth value, list or table")
+    return pairs
+
+
+def environment(value: object) -> dict[str, str]:
+    """Environment variables of workers."""
+    pairs: dict[str, str] = {}
+    for key, entry in _pairs(value, str).items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+            raise Refused(f"{key!r} cannot be the name of a variable")
+        if key == "CUDA_VISIBLE_DEVICES":
+            raise Refused("orch sets CUDA_VISIBLE_DEVICES for each replica; choose GPUs with --device cuda:0,1")
+        if isinstance(entry, bool) or not isinstance(entry, str | int | float) or "\0" in str(entry):
+            raise Refused(f"the value of {key} is no string or number")
+        pairs[key] = str(entry)
+    return pairs

@@ -1,0 +1,126 @@
+"""Clients that vanish, never read, or flood: the others do not notice."""
+
+from __future__ import annotations
+
+import ast
+import statistics
+
+import pytest
+import zmq
+
+from orch import payload, wire
+from orch.wire import Kind, Record
+from tests.process.harness import ClosedLoop, Place, eventually, moment, reset_peak, resident_bytes
+
+MIB = 2**20
+# As the figure of one run: 5 x is what it is built for; a test on a busy machine asks for less.
+MAX_RATIO = 20.0
+# Answers of a mebibyte each, none of which is ever read.
+NUM_LARGE = 400
+
+
+@pytest.mark.parametrize("how", ["kill", "vanish", "leave"])
+def test_a_client_that_is_gone_frees_its_queued_work(place: Place, how: str) -> None:
+    """Killed, ended without a goodbye, or closed: its queue is gone at once, only what runs still runs."""
+    instance = place.up("plain.py:Sleeper")
+    with place.program("submit.py", instance.endpoint, "50", "0.5") as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "submitted\n"
+        eventually(lambda: instance.queue()["queued"] >= 40)
+        if how == "kill":
+            program.kill()
+        else:
+            program.communicate(f"{how}\n", timeout=10)
+        began = moment()
+        eventually(lambda: instance.queue()["queued"] == 0, within=2)
+        assert instance.client().request(0.0) == 0.0
+        assert moment() - began < 3
+    eventually(lambda: instance.queue()["clients"] == 1)
+
+
+def a_raw_client(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, session: bytes) -> zmq.Socket[bytes]:
+    """A client of the bare wire, with the smallest buffers that ZeroMQ has."""
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.RCVHWM, 1)
+    socket.setsockopt(zmq.RCVBUF, 4096)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.connect(endpoint)
+    hello = wire.write_map(session=session, sdk="test")
+    socket.send(wire.pack_head([Record(Kind.HELLO, body=hello)]))
+    assert socket.poll(5000)
+    assert wire.decode(socket.recv())[0].kind == Kind.WELCOME
+    return socket
+
+
+@pytest.mark.timeout(60)
+def test_a_client_that_never_reads_is_dropped_and_nobody_else_notices(place: Place) -> None:
+    """Its answers are held up to a bound; beyond it, it is given up, and the balancer's memory stays small."""
+    instance = place.up("naughty.py:Obedient")
+    balancer = instance.pid_of("balancer")
+    assert balancer is not None
+    before = resident_bytes(balancer)
+    with zmq.Context() as context, a_raw_client(context, instance.endpoint, b"a client asleep!") as socket:
+        polite = instance.client()
+        slowest = 0.0
+        content, _ = payload.encode(["zeros", MIB])
+        requests = [Record(Kind.REQUEST, request_id=number, body=content) for number in range(1, NUM_LARGE + 1)]
+        for run in wire.messages(requests):
+            socket.send(wire.pack_head(run))
+        while "does not read" not in instance.log("balancer") and instance.queue()["answered"] < NUM_LARGE:
+            began = moment()
+            assert polite.request("hello", timeout=10) == "hello"
+            slowest = max(slowest, moment() - began)
+        grown = resident_bytes(balancer, peak=True) - before
+        eventually(lambda: "does not read" in instance.log("balancer"), within=2)
+        print(f"balancer grew by {grown / MIB:.0f} MiB; the slowest polite request took {slowest:.3f} s")
+        assert slowest < 2
+        assert grown < 200 * MIB
+    assert polite.request("still here") == "still here"
+
+
+@pytest.mark.timeout(60)
+def test_a_polite_client_is_served_beside_a_flooding_one(place: Place) -> None:
+    """The flood does not delay it much, and does not fill the balancer's memory."""
+    instance = place.up("plain.py:Steady", "--replicas=2")
+    balancer = instance.pid_of("balancer")
+    assert balancer is not None
+    client = instance.client()
+
+    def p99_of(seconds: float) -> float:
+        times, end = [], moment() + seconds
+        while moment() < end:
+            began = moment()
+            assert client.request(["polite", len(times)]) == ["answer", "polite", len(times)]
+            times.append(moment() - began)
+        return statistics.quantiles(times, n=100)[98]
+
+    p99_of(0.5)
+    alone = p99_of(3)
+    reset_peak(balancer)
+    before = resident_bytes(balancer)
+    with place.program("flood.py", instance.endpoint) as flood:
+        assert flood.stdout is not None
+        assert flood.stdout.readline() == "flooding\n"
+        eventually(lambda: instance.queue()["queued"] > 100)
+        beside = p99_of(4)
+        grown = resident_bytes(balancer, peak=True) - before
+        out, err = flood.communicate(timeout=30)
+    assert not err
+    submitted, ends = out.split(" ", 1)
+    print(
+        f"p99 alone {1000 * alone:.1f} ms, beside {1000 * beside:.1f} ms: {beside / alone:.1f} x; "
+        f"balancer grew by {grown / MIB:.1f} MiB; the flood sent {submitted}: {ends.strip()}"
+    )
+    assert beside < MAX_RATIO * alone
+    assert grown < 64 * MIB
+    assert ast.literal_eval(ends)["answered"] > 0
+
+
+def test_clients_take_turns(place: Place) -> None:
+    """A small closed loop beside a large one gets its share: turns are by client, not by request."""
+    instance = place.up("plain.py:Steady", "--max-batch-size=1")
+    with ClosedLoop(instance.client(), "big", 512) as big, ClosedLoop(instance.client(), "small", 4) as small:
+        eventually(lambda: len(small.answered) > 50, within=10)
+        counts = len(small.answered), len(big.answered)
+        assert small.finish() + big.finish() > 0
+    assert counts[0] > counts[1] / 3, counts
