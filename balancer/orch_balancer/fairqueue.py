@@ -18,7 +18,6 @@ class _Class:
     """The entries of one priority."""
 
     def __init__(self) -> None:
-        self.count = 0
         self.first: deque[Entry] = deque()  # requeued: they have waited once already
         self.by_client: dict[bytes, deque[Entry]] = {}
         self.turns: deque[bytes] = deque()  # every client with a deque, the next to serve first
@@ -29,12 +28,14 @@ class FairQueue:
 
     def __init__(self) -> None:
         self._classes = [_Class() for _ in Priority]
+        self._counts = [0 for _ in Priority]
+        self._len = 0
         self._turn = 0
         self._removed = 0
         self.rows = 0
 
     def __len__(self) -> int:
-        return sum(each.count for each in self._classes)
+        return self._len
 
     def __iter__(self) -> Iterator[Entry]:
         for each in self._classes:
@@ -50,34 +51,34 @@ class FairQueue:
             line = each.by_client[client] = deque()
             each.turns.append(client)
         line.append(entry)
-        self._count(each, entry, 1)
+        self._count(entry, 1)
 
     def push_first(self, entry: Entry) -> None:
         """Ahead of everything in its class."""
         each = self._classes[entry.priority]
         each.first.appendleft(entry)
-        self._count(each, entry, 1)
+        self._count(entry, 1)
 
     def pop(self) -> Entry | None:
         """The next to run; the caller moves it out of Place.QUEUED."""
-        priority = policy.next_class([each.count for each in self._classes], self._turn)
+        priority = policy.next_class(self._counts, self._turn)
         if priority is None:
             return None
         self._turn += 1
-        each = self._classes[priority]
-        entry = self._take(each)
-        self._count(each, entry, -1)
+        entry = self._take(self._classes[priority])
+        self._count(entry, -1)
         return entry
 
     def forget(self, entry: Entry) -> None:
         """Account for an entry that was just moved out of Place.QUEUED elsewhere: cancelled or expired."""
-        self._count(self._classes[entry.priority], entry, -1)
+        self._count(entry, -1)
         self._removed += 1
         if self._removed > len(self) + SLACK:
             self._rebuild()
 
-    def _count(self, each: _Class, entry: Entry, sign: int) -> None:
-        each.count += sign
+    def _count(self, entry: Entry, sign: int) -> None:
+        self._counts[entry.priority] += sign
+        self._len += sign
         self.rows += sign * entry.rows
 
     def _take(self, each: _Class) -> Entry:

@@ -46,7 +46,7 @@ class Outlet:
         if self._pending:
             pending, self._pending = self._pending, {}
             for route, records in pending.items():
-                if route not in failed and not all([self._send(route, run) for run in wire.messages(records)]):
+                if route not in failed and not self._send_all(route, records):
                     failed.append(route)
         for route in failed:
             self.drop(route)
@@ -62,6 +62,9 @@ class Outlet:
         self._pending.pop(route, None)
         self._outboxes.pop(route, None)
         self._outbox_bytes.pop(route, None)
+
+    def _send_all(self, route: bytes, records: list[Record]) -> bool:
+        return all([self._send(route, run) for run in wire.messages(records)])  # noqa: C419  every one is sent or kept
 
     def _send(self, route: bytes, records: list[Record]) -> bool:
         message = wire.encode(records)

@@ -38,10 +38,11 @@ def suspect_lanes(num_workers: int) -> int:
 
 def next_class(waiting: Sequence[int], turn: int) -> int | None:
     """The priority to serve on this turn: the highest that waits, and now and then the lowest. None: nothing waits."""
-    classes = [priority for priority, count in enumerate(waiting) if count]
-    if not classes:
-        return None
-    return classes[-1] if turn % LOW_TURN == LOW_TURN - 1 else classes[0]
+    order = range(len(waiting))
+    for priority in order if turn % LOW_TURN != LOW_TURN - 1 else reversed(order):
+        if waiting[priority]:
+            return priority
+    return None
 
 
 def retry_after_s(queued_rows: int, rows_per_s: float | None) -> float:

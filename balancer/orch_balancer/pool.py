@@ -85,7 +85,7 @@ class Pool:
         heap = self._heap
         while heap:
             _, _, version, worker = heap[0]
-            if version == worker.version:
+            if version == worker.version and self.room(worker) > 0:  # as of what is learned of batches since
                 return worker
             heapq.heappop(heap)
         return None

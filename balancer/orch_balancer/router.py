@@ -112,11 +112,12 @@ class Router:
         """Take a request into the ledger. Returns the error to answer with if it is refused."""
         if request.request_id in session.entries:
             return None  # resent, but this epoch has it already
-        refusal = self._refusal(session, request, now)
+        num_bytes = payload.nbytes(request.body, request.frames)
+        refusal = self._refusal(session, request, num_bytes, now)
         if refusal is not None:
             self.counts.rejected += 1
             return refusal
-        entry = Entry(session, request, now, payload.nbytes(request.body, request.frames))
+        entry = Entry(session, request, now, num_bytes)
         self.num_bytes += entry.num_bytes
         session.entries[request.request_id] = entry
         self.pools[request.model].queue.push(entry)
@@ -169,12 +170,12 @@ class Router:
                 entry.sent_parts = True
             if found_place is Place.DISPATCHED:
                 found.append((entry, record))
+                self.counts.answered += record.kind in FINAL
         if rows:
             pool = worker.pool
             worker.rows -= rows
             pool.speed.observe(rows, now - worker.began_at, queue_was_empty=not len(pool.queue), now=now)
             worker.began_at = worker.idle_since = now
-            self.counts.answered += len(found)
             pool.touch(worker)
         return found
 
@@ -200,11 +201,8 @@ class Router:
 
     def expire(self, now: float) -> list[Ended]:
         """End what waits and is past its deadline. What runs is left to its client, which has its own clock."""
-        ended = []
-        for entry in self._deadlines.due(int(now * NS)):
-            if entry.place is not Place.DISPATCHED:
-                ended.append(self._fail(entry, _too_late(entry, now)))
-        return ended
+        due = self._deadlines.due(int(now * NS))
+        return [self._fail(entry, _too_late(entry, now)) for entry in due if entry.place is not Place.DISPATCHED]
 
     def next_deadline(self) -> float | None:
         """When `expire` has something to do, at the earliest."""
@@ -226,7 +224,7 @@ class Router:
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _refusal(self, session: Session, request: Record, now: float) -> Record | None:
+    def _refusal(self, session: Session, request: Record, num_bytes: int, now: float) -> Record | None:
         if request.model >= len(self.pools):
             served = ", ".join(self.models)
             return self._refuse(request, errors.NoSuchModel(f"model number {request.model}; served here: {served}"))
@@ -267,11 +265,11 @@ class Router:
                     self._retry_after_s(pool),
                 ),
             )
-        if self.num_bytes and self.num_bytes + payload.nbytes(request.body, request.frames) > self.limits.num_bytes:
+        if self.num_bytes and self.num_bytes + num_bytes > self.limits.num_bytes:
             return self._refuse(
                 request,
                 errors.Overloaded(
-                    f"{self.num_bytes} bytes of requests are held; the limit is {self.limits.num_bytes} (--queue-bytes)",
+                    f"requests hold {self.num_bytes} bytes; the limit is {self.limits.num_bytes} (--queue-bytes)",
                     self._retry_after_s(pool),
                 ),
             )
@@ -316,12 +314,12 @@ class Router:
         """Each suspect runs alone, on a worker that is kept for it and emptied first."""
         allowed = policy.suspect_lanes(pool.num_accepting)
         lanes = [pool.workers[replica] for replica in pool.lanes]
-        # A worker in a lane that holds ordinary work is being emptied: it is spoken for by one of those that wait.
-        emptying = sum(1 for worker in lanes if any(not entry.is_suspect for entry in worker.outstanding.values()))
-        while len(lanes) < min(allowed, len(lanes) - emptying + len(pool.suspects)) and (worker := pool.best()):
+        # A worker in a lane that runs no suspect, being emptied or empty, is spoken for by one of those that wait.
+        free = sum(1 for worker in lanes if not any(entry.is_suspect for entry in worker.outstanding.values()))
+        while len(lanes) < allowed and free < len(pool.suspects) and (worker := pool.best()):
             pool.enter_lane(worker)
             lanes.append(worker)
-            emptying += bool(worker.outstanding)
+            free += 1
         for worker in lanes:
             if worker.outstanding:
                 continue
@@ -341,7 +339,7 @@ class Router:
         if cause.counts and was_running:
             if entry.is_suspect and (cause.convicts or last):
                 return errors.Poisoned(
-                    f"it ran alone on {worker.replica}, which {cause.text}, after it was in a batch whose worker died too"
+                    f"it ran alone on {worker.replica}, which {cause.text}; it was with a dead worker before"
                 )
             entry.is_suspect = True
         if last and cause.counts:
@@ -391,8 +389,9 @@ class Router:
             pool.suspects.remove(entry)
         entry.session.entries.pop(entry.request_id, None)
         self._deadlines.ended(entry)
-        if was is not Place.DISPATCHED:
-            entry.request = entry.request._replace(body=b"", frames=())  # skipped entries must not hold payloads
+        if was is not Place.DISPATCHED or entry.request.deadline_ns != NO_DEADLINE:
+            # The queue and the deadlines skip ended entries when they come to them: these must hold no payload.
+            entry.request = entry.request._replace(body=b"", frames=())
 
     # --- facts ---------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Self
 
-from orch.client import CONNECT_S, Client, Options, PriorityName
+from orch.client import CONNECT_S, MAP_RETRIES, MAX_RETRY_S, MIN_RETRY_S, Client, Options, PriorityName
 from orch.errors import Overloaded
 from orch.stream import Stream
 
@@ -63,13 +63,28 @@ class AsyncClient:
                 future.cancel()
 
     async def _first(self, window: deque[tuple[Any, asyncio.Future[Any]]], options: dict[str, Any]) -> Any:
-        each, future = window.popleft()
-        while True:
+        for _ in range(MAP_RETRIES):
             try:
-                return await future
+                output = await window[0][1]
             except Overloaded as err:
-                await asyncio.sleep(err.retry_after_s or 0.01)
-                future = asyncio.ensure_future(self.request(each, **options))
+                await self._resubmit(window, options, min(MAX_RETRY_S, err.retry_after_s or MIN_RETRY_S))
+            else:
+                window.popleft()
+                return output
+        return await window.popleft()[1]
+
+    async def _resubmit(
+        self, window: deque[tuple[Any, asyncio.Future[Any]]], options: dict[str, Any], hint_s: float
+    ) -> None:
+        """As `Client.map` does: wait until what was accepted is done, then send the refused ones again."""
+        under_way = [future for _, future in window if not future.done()]
+        if under_way:
+            await asyncio.wait(under_way, timeout=hint_s)
+        else:
+            await asyncio.sleep(hint_s)
+        for i, (each, future) in enumerate(window):
+            if future.done() and isinstance(future.exception(), Overloaded):
+                window[i] = (each, asyncio.ensure_future(self.request(each, **options)))
 
     async def stream(
         self,

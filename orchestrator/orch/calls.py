@@ -9,7 +9,7 @@ from typing import Any
 
 from orch import errors, payload, wire
 from orch.errors import DeadlineExceeded, OrchError, RemoteProtocolError, WorkerLost
-from orch.wire import Flag, Kind, Priority, Record
+from orch.wire import FINAL, Flag, Kind, Priority, Record
 
 NS = 1_000_000_000
 # Bytes that may be on their way or at the balancer; one call alone may be larger.
@@ -18,6 +18,7 @@ WINDOW_BYTES = 256 * 1024 * 1024
 MAX_RESENDS = 8
 # Ended calls stay in the heap of deadlines until they surface, or until there are this many more than live ones.
 SLACK = 1024
+ANSWERS = FINAL | {Kind.PART}
 
 
 class Call:
@@ -77,12 +78,15 @@ class Calls:
         self.control: deque[Record] = deque()  # CANCEL, CREDIT: go ahead of everything
         self._sent: dict[int, Call] = {}
         self._sent_bytes = 0
+        self._timed: deque[Call] = deque()  # submitted with a deadline, and not in the heap yet
         self._deadlines: list[tuple[float, int, Call]] = []
         self.window = 1
 
     def submit(self, call: Call) -> None:
         """Queue a call; from any thread."""
         self.unsent.append(call)
+        if call.deadline is not None:
+            self._timed.append(call)
 
     def say(self, record: Record) -> None:
         """Queue a record that is no call; from any thread."""
@@ -112,8 +116,6 @@ class Calls:
             call.sent = True
             self._sent[call.request_id] = call
             self._sent_bytes += call.num_bytes
-            if call.deadline is not None:
-                heapq.heappush(self._deadlines, (call.deadline, call.request_id, call))
             yield self._request(call, now, local=local)
 
     @staticmethod
@@ -131,14 +133,18 @@ class Calls:
         )  # fmt: skip
 
     def take(self, record: Record) -> None:
-        """An answer of the balancer; one that nobody waits for is ignored."""
+        """An answer of the balancer; one that nobody waits for is ignored.
+
+        Raises:
+            RemoteProtocolError: the record is no answer.
+        """
+        if record.kind not in ANSWERS:
+            raise RemoteProtocolError(f"the balancer sent kind {record.kind} for a request")
         call = self._sent.get(record.request_id)
         if call is None:
             return
         if record.kind == Kind.PART:
-            call.got_parts = True
-            if call.on_part is not None:
-                call.on_part(payload.decode(record.body, record.frames))
+            self._take_part(call, record)
             return
         self._forget(call)
         try:
@@ -152,6 +158,19 @@ class Calls:
         except RemoteProtocolError as err:
             call.finish(None, err)
 
+    def _take_part(self, call: Call, record: Record) -> None:
+        call.got_parts = True
+        if call.on_part is None or call.done:
+            return
+        try:
+            part = payload.decode(record.body, record.frames)
+        except RemoteProtocolError as err:
+            self._forget(call)
+            self.say(Record(Kind.CANCEL, request_id=call.request_id))
+            call.finish(None, err)
+        else:
+            call.on_part(part)
+
     def cancel(self, call: Call) -> None:
         """Nobody waits for it any more; from any thread. The balancer hears of it if it has it."""
         if not call.done:
@@ -160,27 +179,33 @@ class Calls:
 
     def expire(self, now: float) -> None:
         """End calls whose deadline has passed, and forget those that were cancelled."""
-        heap = self._deadlines
+        heap = self._watched()
         while heap and heap[0][0] <= now:
             call = heapq.heappop(heap)[2]
             if self._sent.get(call.request_id) is call:
                 self._forget(call)
                 self.say(Record(Kind.CANCEL, request_id=call.request_id))
                 call.finish(None, DeadlineExceeded("no answer within its timeout; it may be running still"))
-        if len(heap) > 2 * len(self._sent) + SLACK:
+            else:
+                call.finish(None, DeadlineExceeded("its timeout passed before it could be sent"))
+        if len(heap) > 2 * (len(self._sent) + len(self.unsent)) + SLACK:
             self._deadlines = [item for item in heap if not item[2].done]
             heapq.heapify(self._deadlines)
-        # What waits unsent is looked at only at its head: there it blocks others, behind it is not due to be sent.
-        while self.unsent and (self.unsent[0].done or _is_late(self.unsent[0], now)):
-            late = self.unsent.popleft()
-            late.finish(None, DeadlineExceeded("its timeout passed before it could be sent"))
+        while self.unsent and self.unsent[0].done:  # those behind it are passed over when their turn comes
+            self.unsent.popleft()
 
     def next_deadline(self) -> float | None:
         """When `expire` has something to do."""
-        times = [self._deadlines[0][0]] if self._deadlines else []
-        if self.unsent and self.unsent[0].deadline is not None:
-            times.append(self.unsent[0].deadline)
-        return min(times, default=None)
+        heap = self._watched()
+        return heap[0][0] if heap else None
+
+    def _watched(self) -> list[tuple[float, int, Call]]:
+        """The heap of deadlines, with those of the calls submitted meanwhile."""
+        while self._timed:
+            call = self._timed.popleft()
+            if call.deadline is not None and not call.done:
+                heapq.heappush(self._deadlines, (call.deadline, call.request_id, call))
+        return self._deadlines
 
     def cancelled(self, request_id: int) -> None:
         """A CANCEL was sent: nothing more is expected."""
@@ -193,7 +218,6 @@ class Calls:
         sent = list(self._sent.values())
         self._sent.clear()
         self._sent_bytes = 0
-        self._deadlines.clear()
         self.control.clear()
         again = []
         for call in sent:
@@ -213,6 +237,7 @@ class Calls:
         calls = [*self._sent.values(), *self.unsent]
         self._sent.clear()
         self._sent_bytes = 0
+        self._timed.clear()
         self._deadlines.clear()
         self.unsent.clear()
         self.control.clear()
@@ -222,7 +247,3 @@ class Calls:
     def _forget(self, call: Call) -> None:
         del self._sent[call.request_id]
         self._sent_bytes -= call.num_bytes
-
-
-def _is_late(call: Call, now: float) -> bool:
-    return call.deadline is not None and call.deadline <= now

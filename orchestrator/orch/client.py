@@ -9,7 +9,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, wait
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
@@ -211,14 +211,26 @@ class Client:
                 future.cancel()
 
     def _first(self, window: deque[tuple[Any, Future[Any]]], options: Options) -> Any:
-        each, future = window.popleft()
         for _ in range(MAP_RETRIES):
             try:
-                return future.result()
+                output = window[0][1].result()
             except Overloaded as err:
-                time.sleep(min(MAX_RETRY_S, err.retry_after_s or MIN_RETRY_S))
-                future = self._submit(each, options)
-        return future.result()
+                self._resubmit(window, options, min(MAX_RETRY_S, err.retry_after_s or MIN_RETRY_S))
+            else:
+                window.popleft()
+                return output
+        return window.popleft()[1].result()
+
+    def _resubmit(self, window: deque[tuple[Any, Future[Any]]], options: Options, hint_s: float) -> None:
+        """Wait until what was accepted is done, for that made the queue full; then send the refused ones again."""
+        under_way = [future for _, future in window if not future.done()]
+        if under_way:
+            wait(under_way, timeout=hint_s)
+        else:
+            time.sleep(hint_s)
+        for i, (each, future) in enumerate(window):
+            if future.done() and isinstance(future.exception(), Overloaded):
+                window[i] = (each, self._submit(each, options))
 
     def _start_stream(self, stream: Stream, payload: Any, options: Options) -> None:
         driver = self._open_driver()
@@ -228,10 +240,9 @@ class Client:
 
     def _submit(self, payload: Any, options: Options, *, copy: bool = False) -> CallFuture:
         driver = self._open_driver()
-        future = CallFuture()
-        call = self._make(payload, future.settle, options, copy=copy)
-        future.on_cancel = lambda: driver.cancel(call)
-        driver.submit(call)
+        future = CallFuture(driver)
+        future.call = self._make(payload, future.settle, options, copy=copy)
+        driver.submit(future.call)
         return future
 
     def _after_fork(self) -> None:
@@ -244,15 +255,14 @@ class Client:
 class CallFuture(Future[Any]):
     """A future whose cancel() reaches the balancer, and which does not wait in a process forked from its own."""
 
-    on_cancel: Callable[[], None]
-
-    def __init__(self) -> None:
+    def __init__(self, driver: Driver) -> None:
         super().__init__()
-        self._pid = os.getpid()
+        self._driver = driver
+        self.call: Call | None = None
 
     def _check_process(self) -> None:
         # Looks at no lock: another thread of the parent may have held it when this process was forked.
-        if os.getpid() != self._pid and self._state not in ("FINISHED", "CANCELLED"):
+        if self._driver.abandoned and self._state not in ("FINISHED", "CANCELLED"):
             raise Closed("this call belongs to the process that this one was forked from")
 
     def result(self, timeout: float | None = None) -> Any:
@@ -268,8 +278,8 @@ class CallFuture(Future[Any]):
     def cancel(self) -> bool:
         """Give up waiting; a request that is still queued will not run."""
         cancelled = super().cancel()
-        if cancelled:
-            self.on_cancel()
+        if cancelled and self.call is not None:
+            self._driver.cancel(self.call)
         return cancelled
 
     def settle(self, value: Any, error: BaseException | None) -> None:

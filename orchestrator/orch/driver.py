@@ -7,7 +7,6 @@ is busy goes out in one packed message.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from orch.wire import Kind, Record
 
 # A balancer that dies is back within a second; an instance that systemd starts again, with its models, later.
 RECONNECT_S = 60.0
+CLOSED = "the client was closed before the answer came"
 # A connection that nobody drove for this long is looked at before it is used; no balancer comes back sooner.
 UNWATCHED_S = 0.05
 
@@ -37,7 +37,6 @@ class Driver:
     def __init__(self, find: Callable[[], str], connect_timeout: float, limits: dict[str, Any] | None = None) -> None:
         self._find = find
         self._connect_timeout = connect_timeout
-        self._pid = os.getpid()
         self._drive = threading.Lock()
         self._thread_lock = threading.Lock()
         self._work = threading.Event()
@@ -50,6 +49,7 @@ class Driver:
         self._lost_at: float | None = None
         self._idle_since = 0.0
         self.closed = False
+        self.abandoned = False  # this is a forked child's copy of its parent's
         # Of the last WELCOME. A forked child goes by its parent's until it has connected itself.
         self.limits: dict[str, Any] = limits or {}
         if limits is None:
@@ -69,6 +69,7 @@ class Driver:
             self._calls.submit(call)
             try:
                 self._pump(lambda: call.done)
+                call.finish(None, Closed(CLOSED))  # unless it is finished: another thread has closed the client
             except BaseException:  # Ctrl-C, most likely
                 self._calls.cancel(call)
                 raise
@@ -90,26 +91,26 @@ class Driver:
 
     def cancel(self, call: Call) -> None:
         """Nobody waits for it any more."""
-        if self._pid == os.getpid() and not self.closed:
+        if not self.closed:
             self._calls.cancel(call)
             self._nudge()
 
     def close(self) -> None:
         """Say GOODBYE. Calls that are not answered yet end in `Closed`."""
-        if self.closed or self._pid != os.getpid():
+        if self.closed:
             return
         self.closed = True
         self._work.set()
         self._interrupt()
         with self._drive:
-            self._calls.fail_all(lambda: Closed("the client was closed before the answer came"))
+            self._calls.fail_all(lambda: Closed(CLOSED))
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
 
     def abandon(self) -> Driver:
         """In a forked child: leave the parent's socket alone. Returns a driver that connects with its first call."""
-        self.closed = True
+        self.closed = self.abandoned = True
         return Driver(self._find, self._connect_timeout, self.limits)
 
     # --- driving -------------------------------------------------------------------------------------------------

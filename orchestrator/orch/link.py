@@ -68,7 +68,7 @@ class Link:
     def _parse(self, line: bytes) -> Message | None:
         try:
             message = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
             self.closed = True

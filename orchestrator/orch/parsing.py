@@ -32,6 +32,7 @@ def _text(value: object) -> str:
 
 def matching(pattern: str) -> Parse:
     """A text that the whole pattern matches."""
+
     def parse(value: object) -> str:
         if not re.fullmatch(pattern, text := _text(value)):
             raise Refused
@@ -54,6 +55,7 @@ def _number(value: object) -> float:
 
 def integer(low: int, high: int) -> Parse:
     """A whole number from low to high."""
+
     def parse(value: object) -> int:
         if isinstance(value, str) and re.fullmatch(r"[+-]?\d{1,18}", value.strip()):
             value = int(value)
@@ -81,6 +83,7 @@ def fraction(value: object) -> float:
 
 def seconds(low: float, high: float, *, open_low: bool = False) -> Parse:
     """Seconds from low to high, with or without a unit."""
+
     def parse(value: object) -> float:
         scale = 1.0
         if isinstance(value, str) and (parts := re.fullmatch(r"(.*[\d.])\s*(ms|s|min|m|h)", value.strip())):
@@ -95,6 +98,7 @@ def seconds(low: float, high: float, *, open_low: bool = False) -> Parse:
 
 def size(key: str, low: int, high: int) -> Parse:
     """Bytes from low to high; texts as `parse_size` reads them."""
+
     def parse(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise Refused("not a size")

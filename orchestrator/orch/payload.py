@@ -12,7 +12,7 @@ becomes a numpy array (bfloat16 as float32, which holds every bfloat16 exactly).
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,15 +26,42 @@ from orch.wire import FRAME_BYTES, MAX_FRAMES
 # msgpack extension codes. The inside of each is msgpack again; a large buffer is an index into the frames.
 TUPLE, ARRAY, SCALAR, TENSOR, BIG_INT, BYTES, TREE = range(1, 8)
 
-MAX_DEPTH = 100  # nested tuples recurse in Python; msgpack's own limit is 511
+# Each level of nested tuples takes about 46 KiB of C stack in msgpack's unpackb: 175 levels end a process whose stack
+# has the usual 8 MiB. Lists and dicts do not recurse there; msgpack's own limit for them is 511.
+MAX_DEPTH = 64
 MAX_BIG_INT_BYTES = 64 * 1024
+MAX_SHOWN = 60  # characters of a key, in an error's place
+# How the names of torch's quantized dtypes begin. Their tensors are more than memory, and torch crashes on them if the
+# rest is missing.
+QUANTIZED = ("qint", "quint")
 MAX_DIMENSIONS = 64  # numpy's own limit
 REGISTERED = 2  # dtype.isbuiltin of a type that another package has added
 
 # What packing raises for a value that cannot travel.
-UNFIT = (TypeError, ValueError, OverflowError, RecursionError, BufferError)
+UNFIT = (TypeError, ValueError, OverflowError, RuntimeError, BufferError)
+
+# Packs what needs no extension, without the price of a packer per payload. It calls nothing back, so the interpreter's
+# lock makes each `pack` atomic, whatever threads share it.
+_PLAIN = msgpack.Packer(strict_types=True, use_bin_type=True)
 
 Frames = list[Any]
+
+
+class _Received:
+    """The frames of one payload, each of which is used once, and how deep its extensions are nested."""
+
+    __slots__ = ("depth", "frames")
+
+    def __init__(self, frames: Sequence[Any]) -> None:
+        self.frames: list[memoryview | None] = [memoryview(frame).cast("B") for frame in frames]
+        self.depth = 0
+
+    def take(self, index: Any) -> memoryview:
+        frame = self.frames[index] if type(index) is int and 0 <= index < len(self.frames) else None
+        if frame is None:  # used twice, a small message would become a large payload
+            raise RemoteProtocolError(f"no frame {index!r} of {len(self.frames)}, or it was used already"[:200])
+        self.frames[index] = None
+        return frame
 
 
 def encode(payload: Any) -> tuple[bytes, tuple[Any, ...]]:
@@ -47,9 +74,12 @@ def encode(payload: Any) -> tuple[bytes, tuple[Any, ...]]:
     if type(payload) is bytes and len(payload) >= FRAME_BYTES:
         return _pointer(BYTES, 0), (memoryview(payload),)
     try:
-        body: bytes = _packer(frames, 0).pack(payload)
-    except UNFIT as err:
-        raise TypeError(_diagnose(payload, err)) from err
+        body: bytes = _PLAIN.pack(payload)
+    except UNFIT:  # something in it is more than plain msgpack
+        try:
+            body = _packer(frames, 0).pack(payload)
+        except UNFIT as err:
+            raise TypeError(_diagnose(payload, err)) from err
     if len(body) >= FRAME_BYTES and len(frames) < MAX_FRAMES:
         frames.append(memoryview(body))
         body = _pointer(TREE, len(frames) - 1)
@@ -63,7 +93,7 @@ def decode(body: bytes, frames: Sequence[Any] = ()) -> Any:
         RemoteProtocolError: for anything that `encode` cannot have written.
     """
     try:
-        return _unpack(body, [memoryview(frame).cast("B") for frame in frames])
+        return _unpack(body, _Received(frames))
     except RemoteProtocolError:
         raise
     except Exception as err:  # malformed input surfaces as any of a dozen types; all mean the same
@@ -72,7 +102,7 @@ def decode(body: bytes, frames: Sequence[Any] = ()) -> Any:
 
 def nbytes(body: bytes, frames: Sequence[Any]) -> int:
     """Bytes that a payload has on the wire."""
-    return len(body) + sum(memoryview(frame).nbytes for frame in frames)
+    return len(body) + sum([memoryview(frame).nbytes for frame in frames]) if frames else len(body)
 
 
 # --- packing -----------------------------------------------------------------------------------------------------
@@ -98,15 +128,17 @@ def _extension(value: Any, frames: Frames, depth: int) -> Any:
     if isinstance(value, np.ndarray):
         kind, shape, buffer = _array_parts(value)
         return inside(ARRAY, [kind, shape, _place(buffer, frames)])
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic) and not isinstance(value, (str, bytes)):  # an array would drop trailing zeros
         kind, _, buffer = _array_parts(np.asarray(value))
         return inside(SCALAR, [kind, bytes(buffer)])
     if _is_tensor(value):
         return inside(TENSOR, _tensor_parts(value, frames))
     if isinstance(value, int):
         return _int_parts(int(value))
+    if isinstance(value, str):  # a subclass travels as what it is a kind of, here and below
+        return str.__str__(value)  # str() of an enum's member is its name
     plain: Any
-    for plain in (str, float, bytes, bytearray, list, dict):  # a subclass travels as what it is a kind of
+    for plain in (float, bytes, bytearray, list, dict):
         if isinstance(value, plain):
             return plain(value)
     raise TypeError(_unsupported(value))
@@ -143,7 +175,7 @@ def _array_parts(array: np.ndarray[Any, Any]) -> tuple[Any, list[int], memoryvie
     kind: Any = dtype.str
     if dtype.fields or dtype.subdtype:
         kind = np.lib.format.dtype_to_descr(dtype)
-    elif dtype.isbuiltin == REGISTERED:  # registered by another package, e.g. ml_dtypes.bfloat16: dtype.str would say V2
+    elif dtype.isbuiltin == REGISTERED:  # e.g. ml_dtypes.bfloat16, whose dtype.str would only say V2
         kind = f"{dtype.type.__module__}:{dtype.name}"
     whole = array if array.flags.c_contiguous else array.copy(order="C")
     # A view of plain bytes: datetime64 and registered dtypes have no buffer of their own.
@@ -158,90 +190,99 @@ def _is_tensor(value: Any) -> bool:
 
 def _tensor_parts(tensor: Any, frames: Frames) -> list[Any]:
     torch = sys.modules["torch"]
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+    if tensor.layout != torch.strided:
         raise TypeError(f"a tensor with layout {tensor.layout} has no plain memory; send .to_dense()")
+    if tensor.is_quantized or tensor.is_meta:
+        raise TypeError(f"a {'quantized' if tensor.is_quantized else 'meta'} tensor is more, or less, than its memory")
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     name = str(plain.dtype).removeprefix("torch.")
-    flat = plain.reshape(-1).view(torch.uint8) if plain.numel() else plain.new_empty(0, dtype=torch.uint8)
+    if name.startswith(QUANTIZED):
+        raise TypeError(f"a tensor of dtype {name} lacks its scale; send .int_repr() and the scale")
+    # Not reshape: what has one element counts as contiguous with any stride, and keeps it.
+    flat = plain.as_strided((plain.numel(),), (1,)).view(torch.uint8) if plain.numel() else torch.empty(0).byte()
     return [name, list(plain.shape), _place(memoryview(flat.numpy()), frames)]
 
 
 # --- unpacking ---------------------------------------------------------------------------------------------------
 
 
-def _unpack(body: bytes | memoryview, frames: Sequence[memoryview]) -> Any:
+def _unpack(body: bytes | memoryview, received: _Received) -> Any:
     def extension(code: int, data: bytes) -> Any:
         reader = _READERS.get(code)
         if reader is None:
             raise RemoteProtocolError(f"unknown extension {code}")
-        return reader(data, frames)
+        return reader(data, received)
 
-    return msgpack.unpackb(body, ext_hook=extension, raw=False, strict_map_key=False)
+    received.depth += 1
+    if received.depth > MAX_DEPTH + 2:  # the outermost is none, and a tree in a frame is one more
+        raise RemoteProtocolError(f"nested deeper than {MAX_DEPTH}")
+    value = msgpack.unpackb(body, ext_hook=extension, raw=False, strict_map_key=False)
+    received.depth -= 1
+    return value
 
 
-def _buffer(place: Any, frames: Sequence[memoryview]) -> memoryview:
+def _buffer(place: Any, received: _Received) -> memoryview:
     if isinstance(place, bytes):
         return memoryview(bytearray(place))  # writable, as an array in a frame is
-    if type(place) is not int or not 0 <= place < len(frames):
-        raise RemoteProtocolError(f"frame {place!r} of {len(frames)}")
-    return frames[place]
+    return received.take(place)
 
 
-def _read_tuple(data: bytes, frames: Sequence[memoryview]) -> Any:
-    return tuple(_unpack(data, frames))
+def _read_tuple(data: bytes, received: _Received) -> Any:
+    return tuple(_unpack(data, received))
 
 
-def _read_array(data: bytes, frames: Sequence[memoryview]) -> Any:
-    kind, shape, place = _unpack(data, frames)
-    return _as_array(_dtype(kind), _shape(shape), _buffer(place, frames))
+def _read_array(data: bytes, received: _Received) -> Any:
+    kind, shape, place = _unpack(data, received)
+    return _as_array(_dtype(kind), _shape(shape), _buffer(place, received))
 
 
-def _read_scalar(data: bytes, frames: Sequence[memoryview]) -> Any:
-    kind, place = _unpack(data, frames)
-    return _as_array(_dtype(kind), (), _buffer(place, ()))[()]
+def _read_scalar(data: bytes, received: _Received) -> Any:
+    kind, place = _unpack(data, received)
+    return _as_array(_dtype(kind), (), _buffer(place, received))[()]
 
 
-def _read_tensor(data: bytes, frames: Sequence[memoryview]) -> Any:
-    name, shape, place = _unpack(data, frames)
-    buffer, shape = _buffer(place, frames), _shape(shape)
-    if not _torch_is_installed():
+def _read_tensor(data: bytes, received: _Received) -> Any:
+    name, shape, place = _unpack(data, received)
+    buffer, shape = _buffer(place, received), _shape(shape)
+    torch = _torch()
+    if torch is None:
         return _tensor_without_torch(name, shape, buffer)
-    torch = importlib.import_module("torch")
-    dtype = getattr(torch, name, None) if isinstance(name, str) else None
-    if not isinstance(dtype, torch.dtype):
-        raise RemoteProtocolError(f"no torch dtype {name!r}")
+    dtype = vars(torch).get(name) if isinstance(name, str) else None
+    if not isinstance(dtype, torch.dtype) or name.startswith(QUANTIZED):
+        raise RemoteProtocolError(f"no torch dtype {name!r}"[:200])
     if not buffer.nbytes:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(_empty_shape(shape), dtype=dtype)
     return torch.frombuffer(buffer, dtype=dtype).reshape(shape)
 
 
 @functools.cache
-def _torch_is_installed() -> bool:
-    return importlib.util.find_spec("torch") is not None
+def _torch() -> Any:
+    try:
+        return importlib.import_module("torch")
+    except (ImportError, OSError):  # none, or one whose libraries cannot be loaded
+        return None
 
 
 def _tensor_without_torch(name: Any, shape: tuple[int, ...], buffer: memoryview) -> Any:
     if name == "bfloat16":  # the upper half of a float32
         wide = np.frombuffer(buffer, np.uint16).astype(np.uint32) << 16
         return wide.view(np.float32).reshape(shape)
-    return _as_array(np.dtype(name), shape, buffer)
+    return _as_array(_dtype(name), shape, buffer)
 
 
-def _read_big_int(data: bytes, _frames: Sequence[memoryview]) -> Any:
+def _read_big_int(data: bytes, _received: _Received) -> Any:
     return int.from_bytes(data, "little", signed=True)
 
 
-def _read_bytes(data: bytes, frames: Sequence[memoryview]) -> Any:
-    return bytes(_buffer(_unpack(data, ()), frames))
+def _read_bytes(data: bytes, received: _Received) -> Any:
+    return bytes(_buffer(_unpack(data, received), received))
 
 
-def _read_tree(data: bytes, frames: Sequence[memoryview]) -> Any:
-    place = _unpack(data, ())
-    others = [frame if i != place else memoryview(b"") for i, frame in enumerate(frames)]  # a tree holds no tree
-    return _unpack(_buffer(place, frames), others)
+def _read_tree(data: bytes, received: _Received) -> Any:
+    return _unpack(_buffer(_unpack(data, received), received), received)
 
 
-_READERS: Mapping[int, Callable[[bytes, Sequence[memoryview]], Any]] = {
+_READERS: Mapping[int, Callable[[bytes, _Received], Any]] = {
     TUPLE: _read_tuple,
     ARRAY: _read_array,
     SCALAR: _read_scalar,
@@ -255,13 +296,13 @@ _READERS: Mapping[int, Callable[[bytes, Sequence[memoryview]], Any]] = {
 def _dtype(kind: Any) -> np.dtype[Any]:
     if isinstance(kind, str) and ":" in kind:
         if not kind.startswith("ml_dtypes:"):  # never import what a peer names
-            raise RemoteProtocolError(f"dtype {kind!r} is not known here")
+            raise RemoteProtocolError(f"dtype {kind!r} is not known here"[:200])
         name = kind.removeprefix("ml_dtypes:")
         registered: np.dtype[Any] = np.dtype(getattr(importlib.import_module("ml_dtypes"), name))
         return registered
     dtype: np.dtype[Any] = np.dtype(kind) if isinstance(kind, str) else np.lib.format.descr_to_dtype(_descr(kind))
     if dtype.hasobject or dtype.itemsize == 0:
-        raise RemoteProtocolError(f"dtype {dtype} has no fixed-size elements")
+        raise RemoteProtocolError(f"dtype {dtype} has no fixed-size elements"[:200])
     return dtype
 
 
@@ -279,11 +320,15 @@ def _shape(shape: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def _empty_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if 0 not in shape:
+        raise RemoteProtocolError(f"no bytes for an array of shape {shape}"[:200])
+    return shape
+
+
 def _as_array(dtype: np.dtype[Any], shape: tuple[int, ...], buffer: memoryview) -> np.ndarray[Any, Any]:
     if not buffer.nbytes:
-        if 0 not in shape:
-            raise RemoteProtocolError(f"no bytes for an array of shape {shape}")
-        return np.empty(shape, dtype)
+        return np.empty(_empty_shape(shape), dtype)
     return np.frombuffer(buffer, np.uint8).view(dtype).reshape(shape)
 
 
@@ -316,11 +361,19 @@ def _diagnose(payload: Any, err: Exception) -> str:
 
 def _children(value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, dict):
-        keys = [(f"[key {key!r}]", key) for key in value]
-        return keys + [(f"[{key!r}]", child) for key, child in value.items()]
+        keys = [(f"[key {_shown(key)}]", key) for key in value]
+        return keys + [(f"[{_shown(key)}]", child) for key, child in value.items()]
     if isinstance(value, (list, tuple)):
         return [(f"[{i}]", child) for i, child in enumerate(value)]
     return []
+
+
+def _shown(key: Any) -> str:
+    try:
+        text = repr(key)
+    except Exception:  # noqa: BLE001  the user's own __repr__ may raise anything; an int may have too many digits
+        return f"<{type(key).__name__}>"
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
 
 
 def _travels(value: Any) -> bool:

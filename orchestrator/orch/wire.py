@@ -62,8 +62,8 @@ KINDS = frozenset(Kind)
 FINAL = frozenset({Kind.RESULT, Kind.END, Kind.ERROR})
 
 
-class Flag(enum.IntFlag):
-    """Bits of a record's flags."""
+class Flag:
+    """Bits of a record's flags: plain integers, because an enum's `&` costs as much as the rest of a record."""
 
     RESEND = 1  # the client sent this request to an earlier epoch; attempt counts how often
     NO_RETRY = 2  # run at most once
@@ -77,6 +77,9 @@ class Priority(enum.IntEnum):
     HIGH = 0
     NORMAL = 1
     LOW = 2
+
+
+LOWEST = int(max(Priority))
 
 
 class Record(NamedTuple):
@@ -130,7 +133,7 @@ def messages(records: Iterable[Record]) -> Iterator[list[Record]]:
     run: list[Record] = []
     inline = owned = 0
     for record in records:
-        size, owns = len(record.body), len(record.frames)
+        size, owns = HEADER.size + len(record.body), len(record.frames)
         if owns > MAX_FRAMES:
             raise LocalProtocolError(f"a record owns {owns} frames; at most {MAX_FRAMES} travel in one message")
         if run and (len(run) >= MAX_RECORDS or inline + size > MAX_INLINE_BYTES or owned + owns > MAX_FRAMES):
@@ -150,6 +153,7 @@ def decode(head: bytes, frames: Sequence[Any] = ()) -> list[Record]:
         RemoteProtocolError: for any other input, and nothing else is ever raised.
     """
     records: list[Record] = []
+    new_tuple = tuple.__new__  # a NamedTuple's own constructor is a Python function: half of this loop's time
     size, end, start, taken = HEADER.size, len(head), 0, 0
     unpack = HEADER.unpack_from
     while start < end:
@@ -160,18 +164,19 @@ def decode(head: bytes, frames: Sequence[Any] = ()) -> list[Record]:
             version, kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, length, rows, owns,
         ) = unpack(head, start)  # fmt: skip
         start = body_start + length
-        if version != VERSION or kind not in KINDS or start > end:
-            raise RemoteProtocolError(_what_is_wrong(version, kind, length, end - body_start))
+        if version != VERSION or kind not in KINDS or start > end or priority > LOWEST or not rows:
+            raise RemoteProtocolError(_what_is_wrong(version, kind, priority, rows, length, end - body_start))
         owned: tuple[Any, ...] = ()
         if owns:
             owned = tuple(frames[taken : taken + owns])
             taken += owns
+        body = head[body_start:start]
         records.append(
-            Record(
-                kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, rows,
-                head[body_start:start], owned,
+            new_tuple(
+                Record,
+                (kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, rows, body, owned),
             )
-        )  # fmt: skip
+        )
     if not records or len(records) > MAX_RECORDS:
         raise RemoteProtocolError(f"{len(records)} records in a message; 1 to {MAX_RECORDS} are allowed")
     if taken != len(frames) or taken > MAX_FRAMES:
@@ -179,11 +184,15 @@ def decode(head: bytes, frames: Sequence[Any] = ()) -> list[Record]:
     return records
 
 
-def _what_is_wrong(version: int, kind: int, length: int, there: int) -> str:
+def _what_is_wrong(version: int, kind: int, priority: int, rows: int, length: int, there: int) -> str:
     if version != VERSION:
         return f"version {version}; this is version {VERSION}"
     if kind not in KINDS:
         return f"unknown kind {kind}"
+    if priority > LOWEST:
+        return f"unknown priority {priority}"
+    if not rows:
+        return "a record of 0 rows"
     return f"a body of {length} bytes where {there} are left"
 
 

@@ -6,17 +6,15 @@ import json
 import os
 import select
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import closing
 from typing import Any, Final
 
 import click
 
-from orch.errors import Exit, NotRunning, OrchError
+from orch.errors import Exit
 from orch_cli.options import instance_name, json_option, name_option, seconds
 
-POLL_S: Final = 0.2
-CALL_TIMEOUT_S: Final = 2.0  # for a status while it stops: it may end between our question and its answer
+GONE_S: Final = 10.0  # after its answer, which is its last deed but for unlinking its files
 
 
 @click.command()
@@ -32,86 +30,49 @@ def down(timeout: str | None, name: str | None, as_json: bool) -> None:
 
     timeout_s = seconds("drain_timeout_s", timeout, "--timeout")
     instance = instance_name(name)
-    before = control.call(instance, "status")
-    watched = Watched.of(before.get("pid"))
     began = time.monotonic()
-    answer = control.call(instance, "down", drain_timeout_s=timeout_s)
-    last = _wait_until_gone(instance, watched) or before
-    outcome = Outcome.of(instance, answer, last, time.monotonic() - began)
-    click.echo(json.dumps(outcome.to_json(), indent=2) if as_json else outcome.text)
-    raise SystemExit(outcome.exit_code)
+    pidfd = _pidfd(control.call(instance, "status").get("pid"))
+    with closing(pidfd):
+        # Answered when everything has stopped. No deadline of our own: the supervisor's ladder of stops has its own.
+        answer = control.call(instance, "down", timeout=None, drain_timeout_s=timeout_s)
+        pidfd.wait(GONE_S)
+    facts = outcome(instance, answer, time.monotonic() - began)
+    click.echo(json.dumps(facts, indent=2) if as_json else sentence(facts))
+    raise SystemExit(Exit.DRAIN_INCOMPLETE if facts["unanswered"] else Exit.OK)
 
 
-@dataclass(frozen=True, slots=True)
-class Watched:
-    """The supervisor's process, by a descriptor that no later process of the same number can take."""
+class _pidfd:  # noqa: N801  a descriptor that can be closed
+    """The supervisor's process, which no later process of the same number can be taken for."""
 
-    pidfd: int | None
-
-    @classmethod
-    def of(cls, pid: object) -> Watched:
+    def __init__(self, pid: object) -> None:
         try:
-            return cls(os.pidfd_open(pid) if isinstance(pid, int) else None)
+            self._fd = os.pidfd_open(pid) if isinstance(pid, int) else None
         except OSError:
-            return cls(None)  # gone already, or in another pid namespace: then the socket alone tells
+            self._fd = None  # gone already, or in another pid namespace
 
-    def gone_within(self, wait_s: float) -> bool:
-        if self.pidfd is None:
-            time.sleep(wait_s)
-            return True
-        return bool(select.select([self.pidfd], [], [], wait_s)[0])
+    def wait(self, timeout_s: float) -> None:
+        """Until it is gone."""
+        if self._fd is not None:
+            select.select([self._fd], [], [], timeout_s)
 
-
-def _wait_until_gone(instance: str, watched: Watched) -> dict[str, Any]:
-    """The last status seen before the instance stopped answering.
-
-    Has no deadline of its own: the supervisor's ladder of stops has, and Ctrl-C leaves it at work.
-    """
-    from orch.supervising import control
-
-    last: dict[str, Any] = {}
-    while True:
-        gone = watched.gone_within(POLL_S)
-        try:
-            if not gone or watched.pidfd is None:
-                last = control.call(instance, "status", timeout=CALL_TIMEOUT_S)
-                continue
-        except NotRunning:
-            gone = gone or watched.pidfd is None
-        except OrchError:
-            gone = False  # it is busy stopping
-        if gone:
-            return last
+    def close(self) -> None:
+        """Let go."""
+        if self._fd is not None:
+            os.close(self._fd)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+def outcome(instance: str, answer: dict[str, Any], seconds_taken: float) -> dict[str, Any]:
     """How a stop went. Requests that were still unanswered at the end are the one thing that can be wrong."""
+    return {
+        "name": instance,
+        "stopped_in_s": round(seconds_taken, 3),
+        "answered": answer.get("queue", {}).get("answered", 0),
+        "unanswered": answer.get("unanswered", 0),
+    }
 
-    instance: str
-    seconds: float
-    num_answered: int
-    num_unanswered: int
 
-    @classmethod
-    def of(cls, instance: str, answer: Mapping[str, Any], last: Mapping[str, Any], seconds_taken: float) -> Outcome:
-        queue = last.get("queue", {})
-        unanswered = answer.get("unanswered", 0)
-        return cls(instance, seconds_taken, queue.get("answered", 0), int(unanswered))
-
-    @property
-    def exit_code(self) -> Exit:
-        return Exit.DRAIN_INCOMPLETE if self.num_unanswered else Exit.OK
-
-    @property
-    def text(self) -> str:
-        how = f"{self.num_unanswered} accepted requests unanswered" if self.num_unanswered else "nothing left behind"
-        return f"{self.instance} stopped after {self.seconds:.1f} s: {self.num_answered:,} requests answered, {how}"
-
-    def to_json(self) -> dict[str, object]:
-        return {
-            "name": self.instance,
-            "stopped_in_s": round(self.seconds, 3),
-            "answered": self.num_answered,
-            "unanswered": self.num_unanswered,
-        }
+def sentence(facts: dict[str, Any]) -> str:
+    """The outcome for people."""
+    left = f"{facts['unanswered']} accepted requests unanswered" if facts["unanswered"] else "nothing left behind"
+    took = f"{facts['name']} stopped after {facts['stopped_in_s']:.1f} s"
+    return f"{took}: {facts['answered']:,} requests answered, {left}"

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import click
 
-from orch.parsing import MAX_REPLICAS
 from orch.errors import ConfigError
+from orch.parsing import MAX_REPLICAS
 from orch_cli.options import instance_name, json_option, name_option
 
 REFRESH_S: Final = 1.0

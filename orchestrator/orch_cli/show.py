@@ -68,13 +68,14 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
             count(replica.get("restarts")),
             size(replica.get("footprint_bytes")),
         )
-        if replica.get("reason"):  # a sentence, which in a column would squeeze the figures
+        if replica.get("reason") and state != "READY":  # a sentence, which in a column would squeeze the figures
             reasons.append(Text(f"{replica.get('id')}: {replica['reason']}", STYLES.get(state.upper(), "")))
     queue = status.get("queue", {})
     words = ("queued", "outstanding", "answered", "rejected", "retried")
     tail = Text("requests  " + "  ".join(f"{word} {count(queue.get(word))}" for word in words))
     plan = status.get("plan") or {}
-    planned = Text(f"plan      {plan.get('total', '-')} replicas, limited by {plan.get('limit', '-')}")
+    total = plan.get("total", "-")
+    planned = Text(f"plan      {total} replica{'' if total == 1 else 's'} (limit: {plan.get('limit', '-')})")
     return Group(head, Text(f"endpoint  {status.get('endpoint') or '-'}"), planned, table, *reasons, tail)
 
 

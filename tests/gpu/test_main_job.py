@@ -76,7 +76,7 @@ def test_each_of_four_replicas_has_a_context_of_its_own(four: Instance) -> None:
     say(what="four replicas", card=card.name, total=card.total_bytes, listed=listed, replicas=replicas)
     assert {each["pid"] for each in replicas} <= set(listed)
     assert len(replicas) == 4
-    assert all(each["device"] == card.uuid for each in replicas)
+    assert all((each["device"], each["gpu"]) == ("cuda:0", card.uuid) for each in replicas)
 
 
 def test_the_status_shows_what_was_measured(four: Instance) -> None:

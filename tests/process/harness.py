@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from orch import Client
+from orch import Client, runtime
 from orch.errors import Exit
 
 T = TypeVar("T")
@@ -85,10 +85,18 @@ class Place:
         return environ | dict(extra or {})
 
     def up(
-        self, target: str, *options: str, name: str = "default", env: Mapping[str, str] | None = None, wait: bool = True
+        self,
+        target: str,
+        *options: str,
+        replicas: int = 1,
+        name: str = "default",
+        env: Mapping[str, str] | None = None,
+        wait: bool = True,
     ) -> Instance:
-        """Start an instance of a model in tests/process/models, or of a whole path, and wait until it is READY."""
-        instance = Instance(self, name, target if target.startswith("/") else str(MODELS / target), options, env)
+        """Start an instance of a model in tests/process/models, or of any other target, and wait until it is READY."""
+        known = (MODELS / target.partition(":")[0]).is_file()
+        target = str(MODELS / target) if known else target
+        instance = Instance(self, name, target, (f"--replicas={replicas}", *options), env)
         self.instances.append(instance)
         if wait:
             instance.wait_ready()
@@ -146,7 +154,8 @@ class Place:
             for instance in self.instances:
                 instance.leave()
             eventually(lambda: not self.processes(), within=6.0)
-            left = [path.name for path in self.runtime.iterdir()] if self.runtime.exists() else []
+            places = {self.runtime, *(instance.directory for instance in self.instances)}
+            left = [path.name for place in places if place.is_dir() for path in place.iterdir()]
             assert not left, f"left in the runtime directory: {left}"
         finally:
             for pid in self.processes():
@@ -162,7 +171,7 @@ class Instance:
     ) -> None:
         self.place = place
         self.name = name
-        self.directory = place.runtime / name
+        self.directory = runtime.directory_in(place.runtime, name)
         self._output = (place.base / f"{name}.{len(place.instances)}.out").open("w+b")
         self._clients: list[Client] = []
         self.process = subprocess.Popen(

@@ -81,7 +81,7 @@ def test_a_client_that_never_reads_is_dropped_and_nobody_else_notices(place: Pla
 @pytest.mark.timeout(60)
 def test_a_polite_client_is_served_beside_a_flooding_one(place: Place) -> None:
     """The flood does not delay it much, and does not fill the balancer's memory."""
-    instance = place.up("plain.py:Steady", "--replicas=2")
+    instance = place.up("plain.py:Steady", replicas=2)
     balancer = instance.pid_of("balancer")
     assert balancer is not None
     client = instance.client()

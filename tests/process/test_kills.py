@@ -48,7 +48,7 @@ def after(seconds: float, turn: Callable[[], object]) -> Callable[[], bool]:
 @pytest.mark.timeout(90)
 def test_no_request_is_lost_while_workers_are_killed(place: Place) -> None:
     """64 outstanding, two replicas, a kill each second: every request is answered, rightly and once."""
-    instance = place.up("plain.py:Steady", "--replicas=2")
+    instance = place.up("plain.py:Steady", replicas=2)
     killer = Killer(instance)
     with ClosedLoop(instance.client(), "a") as loop:
         eventually(after(LOAD_S, killer.turn), within=60)
@@ -64,7 +64,7 @@ def test_no_request_is_lost_while_workers_are_killed(place: Place) -> None:
 @pytest.mark.timeout(90)
 def test_no_answer_goes_astray_while_the_balancer_is_killed_too(place: Place) -> None:
     """Two clients, workers killed each second, the balancer twice: each gets every answer of its own, and no other."""
-    instance = place.up("plain.py:Steady", "--replicas=2")
+    instance = place.up("plain.py:Steady", replicas=2)
     killer = Killer(instance)
     with ClosedLoop(instance.client(), "a", 32) as one, ClosedLoop(instance.client(), "b", 32) as other:
         for _ in range(2):

@@ -15,7 +15,7 @@ from tests.process.harness import ClosedLoop, Place, eventually, moment
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_under_load_answers_all_that_was_accepted(place: Place, number: signal.Signals) -> None:
     """Nothing accepted is dropped, the exit code is 0, and neither a process nor a file is left."""
-    instance = place.up("plain.py:Steady", "--replicas=2", "--set=seconds=0.02")
+    instance = place.up("plain.py:Steady", "--set=seconds=0.02", replicas=2)
     client = instance.client()
     futures = [client.submit(["a", i]) for i in range(640)]
     eventually(lambda: sum(instance.queue()[each] for each in ("queued", "outstanding", "answered")) == 640)
@@ -33,7 +33,7 @@ def test_a_stop_under_load_answers_all_that_was_accepted(place: Place, number: s
 
 def test_orch_down_answers_all_that_was_accepted(place: Place) -> None:
     """`orch down` is the same stop, and says how it went."""
-    instance = place.up("plain.py:Steady", "--replicas=2", "--set=seconds=0.02")
+    instance = place.up("plain.py:Steady", "--set=seconds=0.02", replicas=2)
     client = instance.client()
     futures = [client.submit(["a", i]) for i in range(320)]
     eventually(lambda: sum(instance.queue()[each] for each in ("queued", "outstanding", "answered")) == 320)
@@ -47,7 +47,7 @@ def test_orch_down_answers_all_that_was_accepted(place: Place) -> None:
 
 def test_a_stop_under_a_closed_loop_refuses_and_never_loses(place: Place) -> None:
     """While clients go on asking, each request is either answered or refused as one that was never accepted."""
-    instance = place.up("plain.py:Steady", "--replicas=2")
+    instance = place.up("plain.py:Steady", replicas=2)
     with ClosedLoop(instance.client(), "a", 32) as loop:
         eventually(lambda: len(loop.answered) > 500)
         instance.send(signal.SIGTERM)
@@ -92,7 +92,7 @@ def test_each_further_interrupt_skips_a_rung(place: Place) -> None:
 @pytest.mark.parametrize("target", ["plain.py:Echo", "naughty.py:Parent"])
 def test_a_killed_supervisor_leaves_no_process(place: Place, target: str) -> None:
     """Within five seconds all is gone, also what the model has started, in whatever session."""
-    instance = place.up(target, "--replicas=2")
+    instance = place.up(target, replicas=2)
     answer = instance.client().request(1)
     if isinstance(answer, list):
         assert set(answer) <= set(place.processes())
@@ -114,7 +114,7 @@ def test_a_killed_worker_takes_its_children_along(place: Place) -> None:
 
 def test_an_orderly_stop_takes_the_models_children_along(place: Place) -> None:
     """SIGTERM to the supervisor, and what the models have started is gone when it is."""
-    instance = place.up("naughty.py:Parent", "--replicas=2")
+    instance = place.up("naughty.py:Parent", replicas=2)
     assert instance.stop() == Exit.OK
     eventually(lambda: not place.processes(), within=2)
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from orch.errors import Exit
 from orch.model import Model
@@ -31,8 +31,7 @@ class Failure:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One input, and whether it may be run again after a failed batch."""
 
     input: Any

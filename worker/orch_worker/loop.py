@@ -253,8 +253,8 @@ class Loop:
         while True:
             self._read()
             self._cancelled.update(self._page.newly_cancelled())
-            if request.ticket in self._cancelled or self._stopping or self._link.closed:
-                return self._error(request, RequestError("cancelled"))
+            if request.ticket in self._cancelled or self._stopping or self._link.closed or self._monitor.poll(0):
+                return self._error(request, RequestError("cancelled, or the balancer is gone"))
             if 0 < request.deadline_ns <= time.monotonic_ns():
                 return self._error(request, DeadlineExceeded("its deadline passed while it was streaming"))
             if self._credit[request.ticket] > 0:
@@ -262,4 +262,5 @@ class Loop:
             if time.monotonic() > stalled_at:
                 return self._error(request, RequestError(f"its reader took no part for {STALL_S:.0f} s"))
             self._page.progress(time.monotonic_ns())
-            self._poller.poll(CREDIT_POLL_MS)
+            if self._link.fileno() in dict(self._poller.poll(CREDIT_POLL_MS)):
+                self._link.receive()

@@ -64,9 +64,9 @@ def _run(action: Any, place: str) -> Any:
     try:
         return action()
     except SyntaxError as err:
-        raise ConfigError(f"{err.filename}, line {err.lineno}: {err.msg}") from err
+        raise ConfigError(f"{err.filename or place}, line {err.lineno or '?'}: {err.msg}") from err
     except ModuleNotFoundError as err:
-        if err.name == place.split(".", maxsplit=1)[0] or err.name == place:
+        if err.name and f"{place}.".startswith(f"{err.name}."):
             raise ConfigError(f"no module named {err.name!r}; for a file write path/to/file.py:Name") from err
         raise ConfigError(f"{place} imports {err.name!r}, which is not installed here") from err
     except BaseException as err:
@@ -102,9 +102,7 @@ class FunctionModel(Model):
 
     def __init__(self, function: Any, settings: dict[str, Any]) -> None:
         self._function, self._settings = function, settings
-        for name in ("max_batch_size", "max_batch_wait", "timeout"):
-            if hasattr(function, name):
-                setattr(self, name, getattr(function, name))
+        _copy_limits(function, self)
 
     def predict(self, inputs: list[Any]) -> list[Any]:
         """Call the function."""
@@ -112,12 +110,19 @@ class FunctionModel(Model):
         return outputs
 
 
+def _copy_limits(source: Any, model: Model) -> None:
+    for name in ("max_batch_size", "max_batch_wait", "timeout"):
+        if hasattr(source, name):
+            setattr(model, name, getattr(source, name))
+
+
 class Adapter(Model):
     """A model that lacks some of orch.Model's methods: predict() from its stream, or the optional ones."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        for name in ("max_batch_size", "max_batch_wait", "timeout", "load", "warmup", "predict", "predict_stream"):
+        _copy_limits(model, self)
+        for name in ("load", "warmup", "predict", "predict_stream"):
             own = getattr(type(model), name, None)
             if own is not None and own is not getattr(Model, name):
                 setattr(self, name, getattr(model, name))

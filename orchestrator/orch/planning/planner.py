@@ -290,7 +290,7 @@ def _threads(request: PlanRequest, total: int, limit: Limit, *, likely: int) -> 
 
 def _cost(footprint: Footprint | None) -> str:
     if footprint is None:
-        return f"a replica's cost is not known; on a GPU none is below {format_size(MIN_DEVICE_BYTES)}"
+        return "what a replica costs is not known yet"
     parts = [f"{format_size(footprint.device_bytes)} of device memory"] if footprint.device_bytes else []
     parts += [f"{format_size(footprint.host_bytes)} of host memory"] if footprint.host_bytes else []
     return f"a replica costs {' and '.join(parts) or 'no memory'} ({footprint.how})"

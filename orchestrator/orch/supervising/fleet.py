@@ -81,6 +81,7 @@ class Fleet:
         self._pages_fd, self._environ = pages_fd, environ
         self._reactor, self._owner, self._clock = reactor, owner, clock
         self.threads = 1
+        self.device_names: Mapping[str, str] = {}
         self.starting_allowed = True
         self._last_look = 0.0
         self.replicas: dict[str, Replica] = {}
@@ -283,7 +284,7 @@ class Fleet:
         running = self.running.get(replica.id)
         data: dict[str, Any] = {
             "state": str(replica.state),
-            "device": replica.device,
+            "device": self.device_names.get(replica.device, replica.device),
             "restarts": replica.restarts,
             "footprint_bytes": self.footprint_bytes(replica.id),
             "load_s": running.load_s if running else None,
@@ -304,10 +305,17 @@ class Fleet:
         """What was measured when it became READY."""
         return self._footprints.get(replica_id)
 
+    def largest_footprint(self) -> Footprint | None:
+        """What to plan with: the most that any of them costs."""
+        return max(self._footprints.values(), key=lambda each: (each.device_bytes, each.host_bytes or 0), default=None)
+
     @property
-    def pids(self) -> frozenset[int]:
-        """Worker processes."""
-        return frozenset(running.child.pid for running in self.running.values())
+    def pids(self) -> dict[str, frozenset[int]]:
+        """Worker processes by device."""
+        found: dict[str, set[int]] = {}
+        for replica_id, running in self.running.items():
+            found.setdefault(self.replicas[replica_id].device, set()).add(running.child.pid)
+        return {device: frozenset(pids) for device, pids in found.items()}
 
     @property
     def all_gone(self) -> bool:

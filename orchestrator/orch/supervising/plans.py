@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from orch.config import Config
@@ -23,22 +24,30 @@ class Plans:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self.gpu_uuids = [each.uuid for each in gpus_for(config)]
-        self.plan = self._make(config.replicas, None, frozenset())
+        # What people call the devices, by what they are known by: {"GPU-5d2f...": "cuda:0"}.
+        self.gpu_names = {each.uuid: f"cuda:{each.index}" for each in gpus_for(config)}
+        self.plan = self._make(config.replicas, None, {})
 
-    def renew(self, wanted: int | Literal["auto"], measured: Footprint | None, pids: frozenset[int]) -> Plan:
-        """Plan again with what is free now. pids: our own workers, whose memory is not somebody else's."""
+    def renew(
+        self, wanted: int | Literal["auto"], measured: Footprint | None, pids: Mapping[str, frozenset[int]]
+    ) -> Plan:
+        """Plan again with what is free now. pids: our own workers by device, whose memory is not somebody else's."""
         self.plan = self._make(wanted, measured, pids)
         return self.plan
 
-    def _make(self, wanted: int | Literal["auto"], measured: Footprint | None, pids: frozenset[int]) -> Plan:
+    def _make(
+        self, wanted: int | Literal["auto"], measured: Footprint | None, pids: Mapping[str, frozenset[int]]
+    ) -> Plan:
         config, gpus = self._config, gpus_for(self._config)
         footprint = measured
         if config.vram_per_replica_bytes is not None and gpus:
             footprint = declared(config.vram_per_replica_bytes, measured.host_bytes if measured else None)
         ours = {}
         if footprint is not None:
-            ours = {each.uuid: planner.held_by_us(each, pids, footprint.device_bytes) for each in gpus}
+            ours = {
+                each.uuid: planner.held_by_us(each, pids.get(each.uuid, frozenset()), footprint.device_bytes)
+                for each in gpus
+            }
         return planner.plan(
             PlanRequest(
                 host=read_host(),

@@ -92,7 +92,7 @@ class Supervisor:
         self._directory = files.path
         if files.moved_from is not None:
             self.report(Event("warning", f"{files.moved_from} is too long for a socket; using {files.path}"))
-        self._gpu_locks = GpuLocks(self._plans.gpu_uuids)
+        self._gpu_locks = GpuLocks(list(self._plans.gpu_names))
         cleanup.callback(self._gpu_locks.release)
         instance_id = uuid.uuid4().hex
         environ = base_environ(os.environ, instance_id)
@@ -104,6 +104,7 @@ class Supervisor:
         cleanup.callback(self._server.close)
         self.report(self._plans.event())
         self._fleet = Fleet(config, self._worker_spec(), pages_fd, environ, self._reactor, self, self._clock)
+        self._fleet.device_names = self._plans.gpu_names
         self._fleet.threads = self._plans.plan.threads_per_replica
         self._fleet.starting_allowed = False  # until the balancer listens and the GPUs are ours to plan on
         self._fleet.add(self._plans.devices()[0])  # replica 0, by which the others are planned
@@ -190,8 +191,7 @@ class Supervisor:
     def _renew_plan(self, wanted: Any) -> None:
         """Plan with what was measured, and add the replicas that are missing."""
         fleet = self._fleet
-        measured = next(filter(None, map(fleet.footprint, fleet.replicas)), None)
-        plan = self._plans.renew(wanted, measured, fleet.pids)
+        plan = self._plans.renew(wanted, fleet.largest_footprint(), fleet.pids)
         self.report(self._plans.event())
         fleet.threads = plan.threads_per_replica
         missing = self._plans.devices()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from orch import Model
@@ -129,17 +130,38 @@ class CannotLoad(Model):
 
 
 class Flaps(Model):
-    """Loads well the first `good` times; after that it dies while loading, for as long as the file `flag` is there."""
+    """Dies while loading for as long as the file `flag` is there; notes the times of its loads in `flag`.loads."""
 
-    def __init__(self, flag: str, good: int = 1) -> None:
-        self._flag, self._good = Path(flag), good
+    def __init__(self, flag: str) -> None:
+        self._flag = Path(flag)
 
     def load(self, device: str) -> None:
-        loads = self._flag.with_suffix(".loads")
-        with loads.open("a") as file:
-            file.write(".")
-        if self._flag.exists() and loads.stat().st_size > self._good:
+        if self._flag.exists():
+            with self._flag.with_suffix(".loads").open("a") as file:
+                file.write(f"{time.monotonic()}\n")
             os._exit(9)
 
     def predict(self, inputs: list[Any]) -> list[Any]:
-        return [os.getpid()] * len(inputs)
+        return [["answer", *each] for each in inputs]
+
+
+class LosesDevice(Model):
+    """Once, while the file `flag` is not there, its predict() fails and its device answers nothing any more."""
+
+    def __init__(self, flag: str) -> None:
+        self._flag = Path(flag)
+
+    def predict(self, inputs: list[Any]) -> list[Any]:
+        if not self._flag.exists():
+            self._flag.write_text("lost")
+            sys.modules["torch"] = _torch_without_device()
+            raise RuntimeError("an illegal memory access was encountered")
+        return inputs
+
+
+def _torch_without_device() -> Any:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    cuda = SimpleNamespace(is_initialized=lambda: True, synchronize=refuse, empty_cache=refuse)
+    return SimpleNamespace(cuda=cuda, zeros=refuse, OutOfMemoryError=MemoryError)

@@ -1,0 +1,234 @@
+"""The workers' side: who is open for work, what they answer, and what becomes of it when they die."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+
+from orch import wire
+from orch.errors import RemoteProtocolError
+from orch.page import StatusPage
+from orch.wire import Kind, Record
+from orch_balancer.entry import Entry
+from orch_balancer.outlet import Outlet
+from orch_balancer.peers import Peer, Watch, peer_of
+from orch_balancer.pool import Worker
+from orch_balancer.router import Assignment, Cause, Router
+from orch_balancer.sockets import MAX_PASS, receive
+
+log = logging.getLogger(__name__)
+
+# How long a dead worker's requests wait for the supervisor to say why it died.
+VERDICT_S = 0.25
+UNKNOWN_CAUSE = Cause("died", counts=True, convicts=False)
+EVERYTHING = 1_000_000  # messages: all that a dead worker can have sent
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A worker process that the supervisor has vouched for."""
+
+    replica: str
+    generation: int
+    pid: int
+    slot: int
+    accepting: bool
+
+
+class Back:
+    """Owns the workers' routes and pages. `answer` passes a record on to a client; `opened` is told of each READY."""
+
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        router: Router,
+        watch: Watch,
+        pages_fd: int,
+        welcome: dict[str, Any],
+        *,
+        answer: Callable[[bytes, Record], None],
+        opened: Callable[[Expected], None],
+    ) -> None:
+        self._socket = socket
+        self._router = router
+        self._watch = watch
+        self._pages_fd = pages_fd
+        self._welcome = Record(Kind.WELCOME, body=wire.write_map(**welcome))
+        self._answer = answer
+        self._opened = opened
+        self.outlet = Outlet(socket)
+        self._workers: dict[bytes, Worker] = {}  # by route
+        self._pages: dict[str, StatusPage] = {}  # by replica, of open workers
+        self._expected: dict[str, Expected] = {}
+        self._dying: dict[str, tuple[Worker, float]] = {}  # by replica: dead since, without a cause so far
+        self._draining: set[str] = set()
+
+    # --- messages ------------------------------------------------------------------------------------------------
+
+    def read(self, limit: int = MAX_PASS) -> None:
+        """One bounded pass."""
+        for _ in range(limit):
+            message = receive(self._socket, self._workers)
+            if message is None:
+                return
+            route, head, frames = message
+            worker = self._workers.get(route)
+            try:
+                if worker is None:
+                    self._open(route, head, wire.decode(head.bytes, frames)[0])
+                    continue
+                for entry, record in self._router.answers(worker, wire.decode(head, frames), time.monotonic()):
+                    self._answer(entry.session.route, record)  # its request id is the client's own
+            except RemoteProtocolError as err:
+                log.error("worker %r: %s", worker.replica if worker else route, err)
+
+    def send(self, assignments: Iterable[Assignment]) -> None:
+        """Give requests to workers."""
+        for worker, entries in assignments:
+            self.outlet.put_all(worker.route, [_dispatched(entry) for entry in entries])
+
+    def flush(self) -> None:
+        """Send; a worker that cannot be reached is dying."""
+        for route in self.outlet.flush():
+            worker = self._workers.get(route)
+            if worker is not None:
+                self._died(worker)
+
+    def flag(self, running: Iterable[Entry]) -> None:
+        """Tell workers, through their status pages, that nobody waits for these."""
+        for entry in running:
+            page = self._pages.get(entry.worker.replica)
+            if page is not None:
+                page.cancel(entry.ticket)
+
+    def pass_credit(self, entry: Entry | None, credit: Record) -> None:
+        """A client has read parts of a stream: its worker may send more."""
+        if entry is not None and entry.worker is not None:
+            self.outlet.put(entry.worker.route, credit._replace(ticket=entry.ticket))
+
+    # --- lives ---------------------------------------------------------------------------------------------------
+
+    def expect(self, workers: list[Expected]) -> None:
+        """The supervisor's whole set: who may open, and who is to be drained."""
+        self._expected = {worker.replica: worker for worker in workers}
+        for worker in list(self._workers.values()):
+            expected = self._expected.get(worker.replica)
+            if expected is None or expected.generation != worker.generation:
+                self._bury(worker, UNKNOWN_CAUSE)
+            elif not expected.accepting and worker.accepting:
+                self._drain(worker)
+
+    def lost(self, replica: str, generation: int, cause: Cause, running: tuple[int, ...]) -> None:
+        """The supervisor says that a worker died, and why."""
+        worker = self._worker(replica)
+        if worker is not None and worker.generation == generation:
+            self._bury(worker, cause, running)
+
+    def tick(self, now: float) -> None:
+        """Decide without the supervisor's word where it did not come."""
+        for worker, since in list(self._dying.values()):
+            if now - since >= VERDICT_S:
+                self._bury(worker, UNKNOWN_CAUSE)
+
+    def next_deadline(self) -> float | None:
+        """When `tick` has something to do."""
+        return min((since + VERDICT_S for _, since in self._dying.values()), default=None)
+
+    def drained(self) -> list[Worker]:
+        """Workers asked to drain that have nothing left; each is given once."""
+        if not self._draining:
+            return []
+        empty = [w for w in self._workers.values() if w.replica in self._draining and not w.outstanding]
+        self._draining.difference_update(worker.replica for worker in empty)
+        return empty
+
+    def loads(self) -> dict[str, dict[str, int]]:
+        """By replica: requests outstanding now, and answered over all its lives."""
+        outstanding = {worker.replica: len(worker.outstanding) for worker in self._workers.values()}
+        return {
+            replica: {"outstanding": outstanding.get(replica, 0), "answered": answered}
+            for replica, answered in self._router.answered_by.items()
+        }
+
+    def _open(self, route: bytes, head: zmq.Frame, first: Record) -> None:
+        """READY of a worker that the supervisor has named. Late answers of those that were given up end here too."""
+        if first.kind != Kind.READY:
+            return
+        ready = wire.read_map(first.body, wire.READY_FIELDS)
+        expected = self._expected.get(ready["replica"])
+        if expected is None or expected.generation != ready["generation"] or not _is(peer_of(head), expected.pid):
+            log.warning("READY from %s.%s, which is not expected: ignored", ready["replica"], ready["generation"])
+            return
+        replica, now = expected.replica, time.monotonic()
+        previous = self._worker(replica)
+        if previous is not None:  # the same process on a new connection: it has dropped what it held
+            self._bury(previous, Cause("reconnected", counts=False), running=())
+        worker = self._router.open(replica, expected.generation, route, ready["model"], ready["max_batch_size"], now)
+        if worker is None:
+            log.error("worker %s serves %r, this instance %s", replica, ready["model"], self._router.models)
+            return
+        self._workers[route] = worker
+        self._pages[replica] = StatusPage(self._pages_fd, expected.slot)
+        if not expected.accepting:
+            self._drain(worker)
+        self._watch.watch_process(expected.pid, self._process_died)
+        self.outlet.put(route, self._welcome)
+        self._opened(expected)
+
+    def _worker(self, replica: str) -> Worker | None:
+        return next((worker for worker in self._workers.values() if worker.replica == replica), None)
+
+    def _drain(self, worker: Worker) -> None:
+        self._router.drain(worker)
+        self._draining.add(worker.replica)
+
+    def _process_died(self, pid: int) -> None:
+        for expected in self._expected.values():
+            if expected.pid == pid and (worker := self._worker(expected.replica)) is not None:
+                self._died(worker)
+
+    def _died(self, worker: Worker) -> None:
+        """Give it nothing more and wait for the supervisor's word on why, which decides what its requests become."""
+        if worker.replica not in self._dying:
+            self._router.drain(worker)
+            self._dying[worker.replica] = (worker, time.monotonic())
+
+    def _bury(self, worker: Worker, cause: Cause, running: tuple[int, ...] | None = None) -> None:
+        # What it answered just before its death is already on the way: read it before deciding what to run again.
+        self.read(EVERYTHING)
+        page = self._pages.pop(worker.replica)
+        if running is None:
+            running = page.running()
+        page.close()
+        self._workers.pop(worker.route, None)
+        self.outlet.drop(worker.route)
+        self._dying.pop(worker.replica, None)
+        self._draining.discard(worker.replica)
+        held = len(worker.outstanding)
+        ended = self._router.lost(worker, cause, running, time.monotonic())
+        for session, record in ended:
+            self._answer(session.route, record)
+        if held:
+            log.warning(
+                "%s.%d %s with %d requests, %d of them running: %d ended with an error, the others run again",
+                worker.replica, worker.generation, cause.text, held, len(running), len(ended),
+            )  # fmt: skip
+
+
+def _dispatched(entry: Entry) -> Record:
+    request = entry.request
+    return Record(
+        Kind.REQUEST, request.flags, request.priority, entry.attempts, request.model, request.request_id,
+        entry.ticket, request.deadline_ns, request.rows, request.body, request.frames,
+    )  # fmt: skip
+
+
+def _is(peer: Peer | None, pid: int) -> bool:
+    """Whether the peer is that process; pid 0 comes from another pid namespace and cannot be compared."""
+    return peer is not None and peer.uid == os.getuid() and peer.pid in (pid, 0)

@@ -1,0 +1,158 @@
+"""The clients' side: who is connected, and what they send."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import Any
+
+import zmq
+
+from orch import wire
+from orch.errors import RemoteProtocolError, WorkerLost
+from orch.wire import Flag, Kind, Record
+from orch_balancer.back import Back
+from orch_balancer.entry import Session
+from orch_balancer.outlet import Outlet
+from orch_balancer.peers import Watch, peer_of
+from orch_balancer.router import Router
+from orch_balancer.sockets import MAX_PASS, receive
+
+log = logging.getLogger(__name__)
+
+# A stream of malformed messages is logged no more often than this.
+LOG_EVERY_S = 1.0
+
+
+class Front:
+    """Owns the sessions' routes and what is on its way to clients."""
+
+    def __init__(
+        self, socket: zmq.Socket[bytes], router: Router, back: Back, watch: Watch, welcome: dict[str, Any]
+    ) -> None:
+        self._socket = socket
+        self._router = router
+        self._back = back
+        self._watch = watch
+        self._welcome = Record(Kind.WELCOME, body=wire.write_map(**welcome))
+        self.outlet = Outlet(socket)
+        self._sessions: dict[bytes, Session] = {}  # by route
+        self._sessions_of: dict[int, set[bytes]] = {}  # session ids by pid
+        self.malformed = 0
+        self._log_after = 0.0
+
+    def read(self) -> None:
+        """One bounded pass."""
+        for _ in range(MAX_PASS):
+            message = receive(self._socket, self._sessions)
+            if message is None:
+                return
+            route, head, frames = message
+            session = self._sessions.get(route)
+            try:
+                if session is None:
+                    self._greet(route, head, frames)
+                else:
+                    self._serve(session, wire.decode(head, frames))
+            except RemoteProtocolError as err:
+                self._malformed_from(route, err)
+
+    def flush(self) -> None:
+        """Send; whoever is gone or does not read is dropped."""
+        for route in self.outlet.flush():
+            self._leave(route, "is gone or does not read its answers")
+
+    def dismiss(self) -> int:
+        """The instance stops: an error for what is unanswered, GOODBYE for everyone. How many were unanswered."""
+        unanswered = 0
+        error = WorkerLost("the instance was stopped before it was answered")
+        for session in self._sessions.values():
+            for request_id in session.entries:
+                unanswered += 1
+                self.outlet.put(session.route, wire.error_record(request_id, error.code, str(error)))
+            self.outlet.put(session.route, Record(Kind.GOODBYE))
+        self.outlet.flush()
+        return unanswered
+
+    def _greet(self, route: bytes, head: zmq.Frame, frames: list[zmq.Frame]) -> None:
+        """An unknown route: HELLO opens a session; anything else is answered with our HELLO, which asks for it."""
+        first, *others = wire.decode(head.bytes, frames)
+        if first.kind != Kind.HELLO:
+            if first.kind != Kind.GOODBYE:
+                self.outlet.put(route, Record(Kind.HELLO))
+            return
+        peer = peer_of(head)
+        if peer is not None and peer.uid != os.getuid():
+            raise RemoteProtocolError(f"a client of uid {peer.uid}; this instance serves uid {os.getuid()}")
+        session_id = wire.read_map(first.body, wire.HELLO_FIELDS)["session"]
+        if len(session_id) != wire.SESSION_BYTES:
+            raise RemoteProtocolError(f"a session of {len(session_id)} bytes; it has {wire.SESSION_BYTES}")
+        known = self._router.sessions.get(session_id)
+        if known is not None:  # it came back on a new route
+            self._sessions.pop(known.route, None)
+            self.outlet.drop(known.route)
+        session = self._router.hello(session_id, route)
+        self._sessions[route] = session
+        if peer is not None and peer.pid:
+            self._sessions_of.setdefault(peer.pid, set()).add(session_id)
+            if not self._watch.watch_process(peer.pid, self._client_died):
+                self._client_died(peer.pid)
+                return
+        self.outlet.put(route, self._welcome)
+        self._serve(session, others)
+
+    def _serve(self, session: Session, records: list[Record]) -> None:
+        now = time.monotonic()
+        for record in records:
+            kind = record.kind
+            if kind == Kind.REQUEST:
+                if record.flags & Flag.BUDGET:
+                    record = _on_our_clock(record)  # noqa: PLW2901
+                refused = self._router.admit(session, record, now)
+                if refused is not None:
+                    self.outlet.put(session.route, refused)
+            elif kind == Kind.CANCEL:
+                entry = self._router.cancel(session, record.request_id)
+                if entry is not None:
+                    self._back.flag([entry])
+            elif kind == Kind.CREDIT:
+                self._back.pass_credit(session.entries.get(record.request_id), record)
+            elif kind == Kind.GOODBYE:
+                self._leave(session.route, None)
+            elif kind == Kind.HELLO:
+                self.outlet.put(session.route, self._welcome)
+            else:
+                raise RemoteProtocolError(f"a client sent kind {Kind(kind).name}")
+
+    def _malformed_from(self, route: bytes, err: RemoteProtocolError) -> None:
+        """An error reply, and the peer is dropped; the log hears of it at most once a second."""
+        self.malformed += 1
+        now = time.monotonic()
+        if now >= self._log_after:
+            self._log_after = now + LOG_EVERY_S
+            log.warning("a peer was dropped: %s (%d such messages so far)", err, self.malformed)
+        self.outlet.put(route, wire.error_record(0, "protocol", str(err)))
+        self._leave(route, None)
+
+    def _leave(self, route: bytes, why: str | None) -> None:
+        session = self._sessions.pop(route, None)
+        if session is None:
+            return
+        if why is not None:
+            log.warning("client %s %s: %d requests cancelled", session.id.hex()[:8], why, len(session.entries))
+        self._back.flag(self._router.leave(session))
+
+    def _client_died(self, pid: int) -> None:
+        for session_id in self._sessions_of.pop(pid, set()):
+            session = self._router.sessions.get(session_id)
+            if session is not None:
+                self.outlet.drop(session.route)
+                self._leave(session.route, None)
+
+
+def _on_our_clock(request: Record) -> Record:
+    """A request from another host brings what remains of its time, because clocks differ."""
+    if not request.deadline_ns:
+        return request
+    return request._replace(deadline_ns=time.monotonic_ns() + request.deadline_ns, flags=request.flags & ~Flag.BUDGET)

@@ -1,0 +1,283 @@
+"""The protocol: records survive the wire, and no bytes whatever do harm."""
+
+from __future__ import annotations
+
+import random
+import struct
+import tracemalloc
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orch import payload, wire
+from orch.errors import LocalProtocolError, RemoteProtocolError
+from orch.wire import HEADER, MAX_FRAMES, MAX_INLINE_BYTES, MAX_RECORDS, Kind, Priority, Record
+
+U8, U16, U32, U64, I64 = 2**8 - 1, 2**16 - 1, 2**32 - 1, 2**64 - 1, 2**63 - 1
+
+# Of a million byte strings, these many are read as messages and the others as what messages hold.
+NUM_MESSAGES, NUM_BODIES = 800_000, 200_000
+
+records = st.builds(
+    Record,
+    kind=st.sampled_from(Kind).map(int),
+    flags=st.integers(0, U16),
+    priority=st.sampled_from(Priority).map(int),
+    attempt=st.integers(0, U8),
+    model=st.integers(0, U16),
+    request_id=st.integers(0, U64),
+    ticket=st.integers(0, U64),
+    deadline_ns=st.integers(-I64 - 1, I64),
+    rows=st.integers(1, U16),
+    body=st.binary(max_size=100),
+    frames=st.lists(st.binary(max_size=10), max_size=5).map(tuple),
+)
+
+
+def over_the_wire(sent: list[Record]) -> list[Record]:
+    """What arrives of records that were cut into messages."""
+    arrived: list[Record] = []
+    for run in wire.messages(sent):
+        head, *frames = wire.encode(run)
+        arrived += wire.decode(head, frames)
+    return arrived
+
+
+@given(st.lists(records, max_size=20))
+def test_records_arrive_as_they_were_sent(sent: list[Record]) -> None:
+    """Every field, body and frame of any list of records, in order."""
+    assert over_the_wire(sent) == sent
+
+
+@settings(max_examples=20)
+@given(st.lists(st.tuples(st.integers(0, 40_000), st.integers(0, MAX_FRAMES)), min_size=1, max_size=300))
+def test_records_of_any_size_are_cut_into_messages_within_the_limits(sizes: list[tuple[int, int]]) -> None:
+    """No message has more records, inline bytes or frames than its reader allows."""
+    sent = [Record(Kind.REQUEST, body=bytes(size), frames=(b"",) * owns) for size, owns in sizes]
+    runs = list(wire.messages(sent))
+    assert [record for run in runs for record in run] == sent
+    for run in runs:
+        assert 1 <= len(run) <= MAX_RECORDS
+        assert len(wire.pack_head(run)) <= MAX_INLINE_BYTES
+        assert sum(len(record.frames) for record in run) <= MAX_FRAMES
+
+
+def lengths(sent: list[Record]) -> list[int]:
+    """How many records each message gets."""
+    return [len(run) for run in wire.messages(sent)]
+
+
+def test_a_message_holds_at_most_256_records() -> None:
+    """The 257th opens the next one."""
+    assert lengths([Record(Kind.CANCEL)] * 256) == [256]
+    assert lengths([Record(Kind.CANCEL)] * 257) == [256, 1]
+    assert lengths([]) == []
+
+
+def test_a_message_holds_at_most_256_kib_inline() -> None:
+    """Headers count: what is bounded is the frame that the peer must take in one piece."""
+    half = Record(Kind.REQUEST, body=bytes(128 * 1024 - HEADER.size))
+    assert lengths([half] * 4) == [2, 2]
+    assert lengths([half, half._replace(body=half.body + b"x"), half]) == [1, 1, 1]
+
+
+def test_one_record_larger_than_a_message_travels_alone() -> None:
+    """It cannot be cut, and what waits behind it need not wait longer."""
+    small, large = Record(Kind.REQUEST, body=b"small"), Record(Kind.REQUEST, body=bytes(MAX_INLINE_BYTES))
+    assert lengths([small, large, small]) == [1, 1, 1]
+
+
+def test_a_message_holds_at_most_64_frames() -> None:
+    """The frames of one record are never divided."""
+    owner = Record(Kind.REQUEST, frames=(b"",) * 40)
+    assert lengths([owner, Record(Kind.REQUEST, frames=(b"",) * 24), owner, owner]) == [2, 1, 1]
+
+
+def test_a_record_with_more_frames_than_a_message_is_our_own_mistake() -> None:
+    """It is refused before anything is sent."""
+    with pytest.raises(LocalProtocolError, match="65 frames"):
+        list(wire.messages([Record(Kind.REQUEST, frames=(b"",) * 65)]))
+
+
+def a_header(**fields: int) -> bytes:
+    """One header, with what a peer might put there."""
+    usual = {
+        "version": wire.VERSION, "kind": Kind.REQUEST, "flags": 0, "priority": 1, "attempt": 0, "model": 0,
+        "request_id": 1, "ticket": 0, "deadline_ns": 0, "length": 0, "rows": 1, "owns": 0,
+    }  # fmt: skip
+    return HEADER.pack(*(usual | fields).values())
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (b"", "0 records"),
+        (b"\x01\x03", "a header of 2 bytes"),
+        (a_header() + b"\x01", "a header of 1 bytes"),
+        (a_header(version=2), "version 2"),
+        (a_header(kind=0), "unknown kind 0"),
+        (a_header(kind=99), "unknown kind 99"),
+        (a_header(priority=3), "unknown priority 3"),
+        (a_header(rows=0), "0 rows"),
+        (a_header(length=U32), "a body of 4294967295 bytes where 0 are left"),
+        (a_header(length=2) + b"x", "a body of 2 bytes where 1 are left"),
+        (a_header() * 257, "257 records"),
+        (a_header(owns=1), "0 frames follow records that own 1"),
+    ],
+)
+def test_what_breaks_the_rules_is_refused_with_the_rule(head: bytes, reason: str) -> None:
+    """The message says what was wrong, so that a peer's author can mend it."""
+    with pytest.raises(RemoteProtocolError, match=reason):
+        wire.decode(head)
+
+
+@pytest.mark.parametrize(("owned", "there"), [(1, 0), (1, 2), (0, 1), (65, 65), (U16, 0)])
+def test_records_must_own_exactly_the_frames_that_follow(owned: int, there: int) -> None:
+    """Neither a missing frame nor one that nobody owns is passed over, nor more than 64."""
+    with pytest.raises(RemoteProtocolError, match="frames follow"):
+        wire.decode(a_header(owns=owned), [b""] * there)
+
+
+@given(st.integers(0, U32), st.integers(0, U32))
+def test_a_ticket_tells_its_epoch(epoch: int, counter: int) -> None:
+    """It fits the header, and its counter cannot reach into the epoch."""
+    ticket = wire.make_ticket(epoch, counter)
+    assert wire.ticket_epoch(ticket) == epoch
+    assert ticket & U32 == counter
+    assert struct.pack("<Q", ticket)
+    assert wire.make_ticket(epoch, counter + 2**32) == ticket
+
+
+def test_a_map_is_read_with_the_fields_it_must_have() -> None:
+    """What a newer version adds is left out."""
+    body = wire.write_map(session=b"x" * 16, sdk="9.9", mood="bright")
+    assert wire.read_map(body, wire.HELLO_FIELDS) == {"session": b"x" * 16, "sdk": "9.9"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xc1",
+        b"\xdf\xff\xff\xff\xff",
+        payload.encode([])[0],
+        wire.write_map(session=b"x"),
+        wire.write_map(session="text", sdk="1"),
+        wire.write_map(session=b"x", sdk=None),
+        wire.write_map(session=b"x", sdk="1") + b"\x00",
+        b"\x81\xa3sdk\xa1\xff",
+    ],
+)
+def test_a_body_that_is_no_such_map_is_the_peers_mistake(body: bytes) -> None:
+    """Not msgpack, not a map, a field missing or of another type."""
+    with pytest.raises(RemoteProtocolError):
+        wire.read_map(body, wire.HELLO_FIELDS)
+
+
+def test_true_is_not_a_number_on_the_wire() -> None:
+    """Python counts bools as ints; a peer in another language does not."""
+    body = wire.write_map(replica="r0", generation=True, model="m", max_batch_size=1)
+    with pytest.raises(RemoteProtocolError, match="generation"):
+        wire.read_map(body, wire.READY_FIELDS)
+
+
+def test_an_error_record_is_the_final_answer_of_its_request() -> None:
+    """Its body is the map that clients read."""
+    record = wire.error_record(7, "overloaded", "the queue is full", 0.25, ticket=9)
+    assert (record.kind, record.request_id, record.ticket) == (Kind.ERROR, 7, 9)
+    assert record.kind in wire.FINAL
+    fields = wire.read_map(record.body, wire.ERROR_FIELDS)
+    assert fields == {"code": "overloaded", "message": "the queue is full", "retry_after_s": 0.25}
+
+
+# --- a million byte strings ----------------------------------------------------------------------------------------
+
+
+def mutations(originals: list[bytes], count: int, seed: int) -> Iterator[bytes]:
+    """Mutated originals: bytes changed, cut off, doubled, joined, and now and then nothing but noise."""
+    rng = random.Random(seed)
+    uniform, randbytes = rng.random, rng.randbytes
+    for i in range(count):
+        data = bytearray(originals[i % len(originals)])
+        dice = uniform()
+        if dice < 0.6:
+            for _ in range(1 + int(uniform() * 3)):
+                data[int(uniform() * len(data))] = int(uniform() * 256)
+        elif dice < 0.75:
+            del data[int(uniform() * len(data)) :]
+        elif dice < 0.9:
+            at = int(uniform() * len(data))
+            data[at:at] = data[: int(uniform() * 16)]
+        else:
+            data = bytearray(randbytes(int(uniform() * 64)))
+        yield bytes(data)
+
+
+def test_any_bytes_are_records_or_a_remote_protocol_error() -> None:
+    """Nothing else is ever raised, whatever a peer sends, and what is accepted can be sent on."""
+    body = wire.write_map(replica="r0", generation=1, model="m", max_batch_size=8)
+    originals = [
+        wire.pack_head([Record(Kind.REQUEST, request_id=1, body=b"\x93\x01\x02\x03")]),
+        wire.pack_head([Record(Kind.READY, body=body)]),
+        wire.pack_head([Record(Kind.CANCEL, request_id=5), Record(Kind.RESULT, ticket=3, body=b"x")]),
+        wire.pack_head([Record(Kind.PART, ticket=7, frames=(b"a",)), Record(Kind.END, ticket=7)]),
+    ]
+    frames = [b"a"]
+    decode, accepted = wire.decode, 0
+    for i, data in enumerate(mutations(originals, NUM_MESSAGES, seed=1)):
+        try:
+            found = decode(data, frames if i % 4 == 3 else ())
+        except RemoteProtocolError:
+            continue
+        accepted += 1
+        if accepted % 16 == 0:
+            assert wire.pack_head(found) == data
+    assert 100_000 < accepted < NUM_MESSAGES - 100_000, "both outcomes are common, or this test tells little"
+
+
+def test_any_bytes_are_a_payload_or_a_map_or_a_remote_protocol_error() -> None:
+    """What records hold is read as carefully as the records."""
+    originals = [
+        payload.encode(tree)[0]
+        for tree in (
+            [1, "two", 3.0, b"four", None, True],
+            {"a": (1, (2, ())), 5: [2**70]},
+            np.arange(3, dtype="<i2"),
+            [np.float32(1.5), np.zeros((), "M8[s]")],
+            np.zeros(2, [("x", "<f4"), ("y", "S3")]),
+        )
+    ]
+    originals.append(wire.write_map(code="lost", message="gone", retry_after_s=0.5))
+    outcomes = [0, 0]
+    for i, data in enumerate(mutations(originals, NUM_BODIES, seed=2)):
+        try:
+            if i % 6 == 5:
+                wire.read_map(data, wire.ERROR_FIELDS)
+            else:
+                payload.decode(data)
+        except RemoteProtocolError:
+            outcomes[0] += 1
+        else:
+            outcomes[1] += 1
+    assert min(outcomes) > 10_000
+
+
+def test_no_message_makes_its_reader_allocate_more_than_it_received() -> None:
+    """A length is compared with what is there before anything is made of that length."""
+    heads = [a_header(length=U32), a_header(length=I64 >> 32, owns=U16), a_header(owns=U16) * 300, a_header() * 257]
+    body = wire.write_map(session=b"x", sdk="1")
+    tracemalloc.start()
+    try:
+        for head in heads:
+            with pytest.raises(RemoteProtocolError):
+                wire.decode(head)
+        for first in (b"\xdf", b"\xdd", b"\xdb", b"\xc6", b"\xc9"):  # map, array, str, bin, ext of 2**32 - 1
+            with pytest.raises(RemoteProtocolError):
+                wire.read_map(first + b"\xff\xff\xff\xff" + body, wire.HELLO_FIELDS)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 500_000, "300 records of Python objects, and nothing of 4 GiB"
