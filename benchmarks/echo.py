@@ -4,8 +4,8 @@
 
 Prints one table: requests/s (median of the repeats, smallest and largest), p50 and p99 in milliseconds, server CPU in
 microseconds per request (everything that `orch up` started), and the ratio to the first peer. FOLDER holds
-client_zmq.py and servers/zmq_*.py; orch and the peers take turns within each repeat, so that a slow phase of the machine
-hits all of them.
+client_zmq.py and servers/zmq_*.py; orch and the peers take turns within each repeat, so that a slow phase of the
+machine hits all of them.
 """
 
 from __future__ import annotations

@@ -148,13 +148,17 @@ class Back:
         self._draining.difference_update(worker.replica for worker in empty)
         return empty
 
-    def loads(self) -> dict[str, dict[str, int]]:
-        """By replica: requests outstanding now, and answered over all its lives."""
-        outstanding = {worker.replica: len(worker.outstanding) for worker in self._workers.values()}
-        return {
-            replica: {"outstanding": outstanding.get(replica, 0), "answered": answered}
+    def loads(self, now: float) -> dict[str, dict[str, float]]:
+        """By replica: requests outstanding, seconds since it has answered any of them, all it has ever answered."""
+        loads: dict[str, dict[str, float]] = {
+            replica: {"outstanding": 0, "busy_s": 0.0, "answered": answered}
             for replica, answered in self._router.answered_by.items()
         }
+        for worker in self._workers.values():
+            if worker.outstanding:
+                load = loads[worker.replica]
+                load["outstanding"], load["busy_s"] = len(worker.outstanding), now - worker.began_at
+        return loads
 
     def _open(self, route: bytes, head: zmq.Frame, first: Record) -> None:
         """READY of a worker that the supervisor has named. Late answers of those that were given up end here too."""

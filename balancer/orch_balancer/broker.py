@@ -151,5 +151,5 @@ class Broker:
                 "clients": len(router.sessions),
                 "malformed": self._front.malformed,
             },
-            "workers": self._back.loads(),
+            "workers": self._back.loads(time.monotonic()),
         }

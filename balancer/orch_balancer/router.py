@@ -359,7 +359,6 @@ class Router:
         else:
             entry.place = Place.QUEUED
             pool.queue.push_first(entry)
-        self._deadlines.watch(entry)
 
     def _fail(self, entry: Entry, error: errors.RequestError) -> Ended:
         self.counts.lost += isinstance(error, errors.WorkerLost)

@@ -185,6 +185,7 @@ class Calls:
             if self._sent.get(call.request_id) is call:
                 self._forget(call)
                 self.say(Record(Kind.CANCEL, request_id=call.request_id))
+            if call.sent or call.resends:
                 call.finish(None, DeadlineExceeded("no answer within its timeout; it may be running still"))
             else:
                 call.finish(None, DeadlineExceeded("its timeout passed before it could be sent"))

@@ -151,9 +151,10 @@ class Driver:
         try:
             self._look_after_idling()
             while not finished() and not self.closed:
-                if self._connection is None and not self._connect_again():
-                    continue
-                self._turn(self._connection)
+                if self._connection is not None:
+                    self._turn(self._connection)
+                else:
+                    self._connect_again()
             if self._calls.control and self._connection is not None and not self.closed:
                 self._send(self._connection)  # a last CANCEL
         finally:
@@ -163,13 +164,12 @@ class Driver:
     def _look_after_idling(self) -> None:
         """Nobody watched the connection meanwhile: learn of its loss before something is sent into it."""
         if self._connection is not None and time.monotonic() - self._idle_since > UNWATCHED_S:
-            alive = self._connection.wait(0.0)
-            self._take_all(self._connection)
-            if not alive and self._connection is not None:
-                self._lost(self._connection)
+            connection = self._connection
+            alive = connection.wait(0.0)
+            if self._take_all(connection) and not alive:
+                self._lost(connection)
 
-    def _turn(self, connection: Connection | None) -> None:
-        assert connection is not None
+    def _turn(self, connection: Connection) -> None:
         calls = self._calls
         self._send(connection)
         self._waiting = True
@@ -179,10 +179,9 @@ class Driver:
             alive = connection.wait(0.0 if ready else self._sleep_s())
         finally:
             self._waiting = False
-        self._take_all(connection)
-        calls.expire(time.monotonic())
-        if not alive and self._connection is connection:
+        if self._take_all(connection) and not alive:
             self._lost(connection)
+        calls.expire(time.monotonic())
         self._check_patience()
 
     def _send(self, connection: Connection) -> None:
@@ -199,19 +198,20 @@ class Driver:
         times = [at for at in (self._calls.next_deadline(), self._patience()) if at is not None]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
-    def _take_all(self, connection: Connection) -> None:
-        """Read what has arrived; the balancer's farewells end this connection."""
+    def _take_all(self, connection: Connection) -> bool:
+        """Read what has arrived. False: the balancer has said GOODBYE, and the connection is given up."""
         try:
             for record in connection.receive():
                 if record.kind == Kind.HELLO:  # it does not know us: another epoch, or it had given us up
                     self._lost(connection)
-                    return
+                    break
                 if record.kind == Kind.GOODBYE:  # the instance was stopped; perhaps it is there again already
                     self._part(connection)
-                    return
+                    return False
                 self._take(record)
         except RemoteProtocolError as err:
             self._fail(err)
+        return True
 
     def _take(self, record: Record) -> None:
         if record.kind == Kind.WELCOME:
@@ -234,25 +234,29 @@ class Driver:
         deadline = time.monotonic() + self._connect_timeout
         while not self._welcomed:
             left_s = deadline - time.monotonic()
-            if left_s <= 0 or self._connection is None:
+            self._waiting = True
+            if self.closed:  # looked at after `_waiting` is set: see _turn
+                return
+            if left_s <= 0:
                 self._part(connection)
                 raise NotRunning(
                     f"nothing answers at {endpoint} within {self._connect_timeout:g} s; `orch status` shows what runs, "
                     "`orch up TARGET` starts an instance"
                 )
-            if not connection.wait(left_s):
+            alive = connection.wait(left_s)
+            self._waiting = False
+            if not alive:
                 connection.reopen()
-            self._take_all(connection)
+            if not self._take_all(connection):
+                raise NotRunning(f"the instance at {endpoint} is stopping")
         self._idle_since = time.monotonic()
 
-    def _connect_again(self) -> bool:
-        """Whether there is a connection; if not, every call has the reason."""
+    def _connect_again(self) -> None:
+        """Connect, or end every call with the reason why not."""
         try:
             self._connect()
         except NotRunning as err:
             self._fail(err)
-            return False
-        return True
 
     def _lost(self, connection: Connection) -> None:
         """The balancer, or the way to it, is gone: connect again, and send again what is unanswered."""

@@ -36,12 +36,20 @@ MARK = "TEST_MARK"
 
 
 def eventually(condition: Callable[[], T], within: float = 5.0) -> T:
-    """The first true value of `condition`; the one place in these tests that sleeps."""
+    """The first true value of `condition`. Nothing but this and `elapse` sleeps."""
     deadline = time.monotonic() + within * FACTOR
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not so within {within * FACTOR:g} s"
         time.sleep(POLL_S)
     return value
+
+
+def elapse(seconds: float, turn: Callable[[], object] = lambda: None) -> None:
+    """Let time pass, and take a turn of something with each look at the clock."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        turn()
+        time.sleep(POLL_S)
 
 
 def moment() -> float:
@@ -58,12 +66,12 @@ class Finished:
     err: str
 
     def error_line(self) -> str:
-        """What it said, which is one clear line for people."""
-        assert "Traceback" not in self.err
-        said = [line for line in self.err.splitlines() if line.strip()]
-        errors = [line for line in said if line.startswith(("orch: ", "Error: ")) and "warning" not in line]
-        assert errors, f"it said nothing: {self}"
-        return errors[-1]
+        """The last line, which says in clear words what was wrong. No traceback, but those of a model in its worker."""
+        said = [line for line in self.err.splitlines() if not re.match(r"r\d+ \| ", line)]
+        assert not any("Traceback" in line for line in said), self
+        assert said, f"it said nothing: {self}"
+        assert said[-1].startswith(("orch: ", "Error: ")), self
+        return said[-1]
 
 
 class Place:
@@ -237,6 +245,24 @@ class Instance:
         figures: dict[str, int] = self.status().get("queue", {})
         return figures
 
+    # --- waiting
+
+    def await_output(self, text: str, within: float = 5.0) -> None:
+        """Until `orch up` has printed it."""
+        eventually(lambda: text in self.output(), within)
+
+    def await_log(self, text: str, *sources: str, within: float = 5.0) -> None:
+        """Until one of these logs has it."""
+        eventually(lambda: any(text in self.log(source) for source in sources), within)
+
+    def await_successor(self, who: str, old: int, within: float = 10.0) -> None:
+        """Until a replica, or the balancer, is another process."""
+        eventually(lambda: self.pid_of(who) not in (None, old), within)
+
+    def await_ready(self, count: int, within: float = 15.0) -> None:
+        """Until there are so many replicas, all of them READY."""
+        eventually(lambda: len(self.ready()) == count == len(self.replicas()), within)
+
     # --- deeds
 
     def wait_ready(self) -> None:
@@ -352,6 +378,11 @@ class ClosedLoop:
             self.slowest_s = max(self.slowest_s, moment() - began)
         if not self._stopping:
             self._next()
+
+    def await_more(self, count: int) -> None:
+        """Until so many more were answered."""
+        seen = len(self.answered)
+        eventually(lambda: len(self.answered) >= seen + count or self.wrong)
 
     def finish(self, within: float = 20.0) -> int:
         """Send no more, wait for the rest; how many were answered, all of them rightly."""

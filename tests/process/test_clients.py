@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,8 @@ import pytest
 from orch import Client
 from orch.errors import Closed, NotRunning, WorkerLost
 from tests.process.harness import Instance, Place, eventually, moment, reset_peak, resident_bytes
+
+log = logging.getLogger(__name__)
 
 MB = 1_000_000
 LARGE = 100 * MB
@@ -221,12 +224,11 @@ def test_a_large_array_is_held_about_once_in_each_process(place: Place) -> None:
         program.stdin.flush()
         for name, rise in json.loads(program.stdout.readline()).items():
             rises[name]["client"] = rise / LARGE
-    print({name: {who: round(copies, 2) for who, copies in each.items()} for name, each in rises.items()})
+    log.info("copies: %s", {name: {who: round(n, 2) for who, n in each.items()} for name, each in rises.items()})
     assert rises["send"]["client"] < 0.2  # it has the array already, and sends it from there
     assert rises["send"]["balancer"] < ONE_COPY
     assert rises["send"]["worker"] < ONE_COPY
     assert rises["receive"]["worker"] < ONE_COPY  # the model's own array, sent from there
     assert rises["receive"]["balancer"] < ONE_COPY
     assert rises["receive"]["client"] < ONE_COPY
-    print({who: resident_bytes(pid) // MB for who, pid in pids.items() if pid})
     eventually(lambda: all(pid and resident_bytes(pid) < LARGE for pid in pids.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import logging
 import statistics
 
 import pytest
@@ -11,6 +12,8 @@ import zmq
 from orch import payload, wire
 from orch.wire import Kind, Record
 from tests.process.harness import ClosedLoop, Place, eventually, moment, reset_peak, resident_bytes
+
+log = logging.getLogger(__name__)
 
 MIB = 2**20
 # As the figure of one run: 5 x is what it is built for; a test on a busy machine asks for less.
@@ -72,7 +75,7 @@ def test_a_client_that_never_reads_is_dropped_and_nobody_else_notices(place: Pla
             slowest = max(slowest, moment() - began)
         grown = resident_bytes(balancer, peak=True) - before
         eventually(lambda: "does not read" in instance.log("balancer"), within=2)
-        print(f"balancer grew by {grown / MIB:.0f} MiB; the slowest polite request took {slowest:.3f} s")
+        log.info("the balancer grew by %.0f MiB; the slowest polite request took %.3f s", grown / MIB, slowest)
         assert slowest < 2
         assert grown < 200 * MIB
     assert polite.request("still here") == "still here"
@@ -87,7 +90,8 @@ def test_a_polite_client_is_served_beside_a_flooding_one(place: Place) -> None:
     client = instance.client()
 
     def p99_of(seconds: float) -> float:
-        times, end = [], moment() + seconds
+        times: list[float] = []
+        end = moment() + seconds
         while moment() < end:
             began = moment()
             assert client.request(["polite", len(times)]) == ["answer", "polite", len(times)]
@@ -107,10 +111,8 @@ def test_a_polite_client_is_served_beside_a_flooding_one(place: Place) -> None:
         out, err = flood.communicate(timeout=30)
     assert not err
     submitted, ends = out.split(" ", 1)
-    print(
-        f"p99 alone {1000 * alone:.1f} ms, beside {1000 * beside:.1f} ms: {beside / alone:.1f} x; "
-        f"balancer grew by {grown / MIB:.1f} MiB; the flood sent {submitted}: {ends.strip()}"
-    )
+    log.info("p99 alone %.1f ms, beside %.1f ms: %.1f x", 1000 * alone, 1000 * beside, beside / alone)
+    log.info("the balancer grew by %.1f MiB; the flood sent %s: %s", grown / MIB, submitted, ends.strip())
     assert beside < MAX_RATIO * alone
     assert grown < 64 * MIB
     assert ast.literal_eval(ends)["answered"] > 0

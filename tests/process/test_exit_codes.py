@@ -25,7 +25,9 @@ FILES = {
         "class NoPredict: pass\n"
         "class BadSize:\n    max_batch_size = 0\n    def predict(self, inputs): return inputs\n"
         "class BadWait:\n    max_batch_wait = 'long'\n    def predict(self, inputs): return inputs\n"
-        "class Fails:\n    def __init__(self): raise ValueError('no, thank you')\n    def predict(self, inputs): return inputs\n"
+        "class Fails:\n"
+        "    def __init__(self): raise ValueError('no, thank you')\n"
+        "    def predict(self, inputs): return inputs\n"
     ),
     "bad.toml": "replicas = = 2\n",
     "unknown.toml": "replica = 2\n",
@@ -45,7 +47,6 @@ def refused(finished: Finished, code: Exit, *says: str) -> str:
     """It ended with that code, and said one line with these words."""
     assert finished.code == code, finished
     line = finished.error_line()
-    assert [line for line in finished.err.splitlines() if line.startswith("orch: ")][-1] == line
     assert finished.out == ""
     for word in says:
         assert word in line, line
@@ -104,12 +105,11 @@ def test_a_gpu_that_is_not_there_is_refused(place: Place) -> None:
     environ = {"CUDA_VISIBLE_DEVICES": ""}
     finished = place.orch("up", ECHO, "--device=cuda:63", env=environ)
     assert finished.code in (Exit.BAD_CONFIG, Exit.DOES_NOT_FIT)
-    assert "GPU" in finished.error_line()
+    assert "NVIDIA" in finished.error_line() or "GPU" in finished.error_line()
     if not Path("/dev/nvidia0").exists():
         finished = place.orch("up", ECHO, "--device=cuda", env=environ)
         assert finished.code in (Exit.BAD_CONFIG, Exit.DOES_NOT_FIT)
-        assert "GPU" in finished.error_line()
-        assert "--device" in finished.error_line()
+        assert "--device cpu" in finished.error_line()
 
 
 @pytest.mark.parametrize(

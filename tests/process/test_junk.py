@@ -35,8 +35,9 @@ def a_record(rng: random.Random) -> Record:
         b"\x91" * 2000,
     ]
     frames = tuple(rng.randbytes(rng.randrange(20)) for _ in range(rng.choice((0, 0, 0, 1, 3))))
+    kind, model = rng.choice(list(Kind)), rng.choice((0, 0, 1, 65535))
     return Record(
-        rng.choice(list(Kind)), rng.getrandbits(16), rng.randrange(256), rng.randrange(256), rng.choice((0, 0, 1, 65535)),
+        kind, rng.getrandbits(16), rng.randrange(256), rng.randrange(256), model,
         rng.choice((0, 1, 2, 2**64 - 1)), rng.getrandbits(64), rng.choice((0, 1, -1, 2**63 - 1, -(2**63))),
         rng.choice((0, 1, 65535)), rng.choice(bodies), frames,
     )  # fmt: skip
@@ -94,6 +95,7 @@ def test_what_is_no_zeromq_at_all_harms_nobody(served: Instance) -> None:
     """HTTP, noise, silence and half a greeting on the sockets of the balancer and on the supervisor's own."""
     rng = random.Random(SEED)
     pieces = [b"GET / HTTP/1.1\r\n\r\n", b"", b"\n" * 100, b"{}\n", b"[1]\n", b'{"call": 5}\n', b'{"call": "fly"}\n']
+    pieces += [b'{"call": "restart", "replica": ["x"]}\n', b'{"call": "down", "drain_timeout_s": NaN}\n']
     pieces += [b'{"call": "scale", "replicas": "x"}\n', b'{"call": "down", "drain_timeout_s": "x"}\n', b"\xff" * 64]
     pieces += [rng.randbytes(rng.randrange(1, 500)) for _ in range(30)]
     with ExitStack() as ends, ClosedLoop(served.client(), "a", 16) as loop:

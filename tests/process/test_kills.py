@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
-from collections.abc import Callable
 
 import pytest
 
-from tests.process.harness import ClosedLoop, Instance, Place, eventually, moment
+from tests.process.harness import ClosedLoop, Instance, Place, elapse, eventually, moment
+
+log = logging.getLogger(__name__)
 
 KILL_EVERY_S = 1.0
 LOAD_S = 15.0
@@ -33,16 +35,17 @@ class Killer:
             self.killed.append(victim)
             self._next = moment() + KILL_EVERY_S
 
+    def work(self, seconds: float) -> None:
+        elapse(seconds, self.turn)
 
-def after(seconds: float, turn: Callable[[], object]) -> Callable[[], bool]:
-    """True once the time is over; until then, each look takes a turn."""
-    end = moment() + seconds
+    def work_until(self, count: int) -> None:
+        """Until it has killed so many."""
 
-    def look() -> bool:
-        turn()
-        return moment() >= end
+        def done() -> bool:
+            self.turn()
+            return len(self.killed) >= count
 
-    return look
+        eventually(done, within=30)
 
 
 @pytest.mark.timeout(90)
@@ -51,14 +54,14 @@ def test_no_request_is_lost_while_workers_are_killed(place: Place) -> None:
     instance = place.up("plain.py:Steady", replicas=2)
     killer = Killer(instance)
     with ClosedLoop(instance.client(), "a") as loop:
-        eventually(after(LOAD_S, killer.turn), within=60)
-        eventually(lambda: killer.turn() or len(killer.killed) >= NUM_KILLS, within=30)
+        killer.work(LOAD_S)
+        killer.work_until(NUM_KILLS)
         served = loop.finish()
     queue = instance.queue()
     assert queue["answered"] == served  # what the balancer sent is what arrived: nothing twice
     assert queue["retried"] > 0
     assert (queue["lost"], queue["poisoned"], queue["rejected"]) == (0, 0, 0)
-    print(f"served {served}, kills {len(killer.killed)}, retried {queue['retried']}, slowest {loop.slowest_s:.2f} s")
+    log.info("served %d, %d kills, %s, slowest %.2f s", served, len(killer.killed), queue, loop.slowest_s)
 
 
 @pytest.mark.timeout(90)
@@ -68,12 +71,12 @@ def test_no_answer_goes_astray_while_the_balancer_is_killed_too(place: Place) ->
     killer = Killer(instance)
     with ClosedLoop(instance.client(), "a", 32) as one, ClosedLoop(instance.client(), "b", 32) as other:
         for _ in range(2):
-            eventually(after(LOAD_S / 3, killer.turn), within=60)
-            old = instance.kill("balancer")
-            eventually(lambda old=old: instance.pid_of("balancer") not in (None, old), within=10)
-        eventually(after(LOAD_S / 3, killer.turn), within=60)
-        eventually(lambda: killer.turn() or len(killer.killed) >= NUM_KILLS, within=30)
+            killer.work(LOAD_S / 3)
+            instance.await_successor("balancer", instance.kill("balancer"))
+        killer.work(LOAD_S / 3)
+        killer.work_until(NUM_KILLS)
         served = one.finish(), other.finish()
     assert instance.status()["balancer"]["restarts"] == 2
     assert (instance.queue()["lost"], instance.queue()["poisoned"]) == (0, 0)
-    print(f"served {served}, kills {len(killer.killed)}, slowest {one.slowest_s:.2f} and {other.slowest_s:.2f} s")
+    slowest_s = max(one.slowest_s, other.slowest_s)
+    log.info("served %d and %d, %d kills of workers, slowest %.2f s", *served, len(killer.killed), slowest_s)

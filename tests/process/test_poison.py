@@ -28,7 +28,7 @@ def test_a_killer_is_poisoned_and_its_neighbours_succeed(place: Place, order: st
     deaths = sum(each["restarts"] for each in instance.replicas().values())
     # SIGKILL may be anybody's: it convicts only at the last attempt.
     assert deaths == (3 if order == "kill" else 2)
-    eventually(lambda: len(instance.ready()) == replicas, within=15)
+    instance.await_ready(replicas)
     assert client.request("hello", timeout=5) == "hello"
 
 

@@ -101,7 +101,8 @@ def test_map_takes_inputs_as_outputs_are_read(client: Client) -> None:
 
     def endless() -> Iterator[int]:
         nonlocal taken
-        for taken in itertools.count(1):
+        while True:
+            taken += 1
             yield taken
 
     outputs = client.map(endless(), concurrency=8)
@@ -157,7 +158,7 @@ def test_a_queued_request_that_is_cancelled_never_runs(place: Place) -> None:
 def test_all_priorities_are_served(client: Client) -> None:
     """high, normal and low are accepted; another word is a mistake."""
     for priority in ("high", "normal", "low"):
-        assert client.request("hello", priority=priority) == "hello"  # type: ignore[arg-type]  # str, not Literal
+        assert client.request("hello", priority=priority) == "hello"
     with pytest.raises(ValueError, match="high, normal or low"):
         client.request("hello", priority="urgent")  # type: ignore[arg-type]
 
@@ -313,8 +314,8 @@ def test_what_a_model_prints_is_kept_under_its_name(client: Client, obedient: In
     assert client.request(["print", "from print"]) == ["print", "from print"]
     assert client.request(["write stdout", "from write"]) == ["write stdout", "from write"]
     for text in ("from print", "from print (error)", "from write"):
-        eventually(lambda text=text: text in obedient.log("r0") + obedient.log("r1"))
-        eventually(lambda text=text: f"| {text}\n" in obedient.output())
+        obedient.await_log(text, "r0", "r1")
+        obedient.await_output(f"| {text}\n")
 
 
 def test_a_model_that_forks_answers_once(client: Client, obedient: Instance) -> None:
@@ -344,7 +345,7 @@ def test_a_hanging_model_is_killed_and_its_request_runs_elsewhere(place: Place) 
     answer, pid = client.request("hang", timeout=20)
     assert answer == "hang"
     assert 0.4 < moment() - began < 5
-    eventually(lambda: len(instance.ready()) == 2, within=10)
+    instance.await_ready(2)
     assert pid in [each["pid"] for each in instance.replicas().values()]
     assert "killed" in instance.output()
 

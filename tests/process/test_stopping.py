@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 
@@ -20,7 +19,7 @@ def test_a_stop_under_load_answers_all_that_was_accepted(place: Place, number: s
     futures = [client.submit(["a", i]) for i in range(640)]
     eventually(lambda: sum(instance.queue()[each] for each in ("queued", "outstanding", "answered")) == 640)
     instance.send(number)
-    eventually(lambda: "finishing what is accepted" in instance.output())
+    instance.await_output("finishing what is accepted")
     late = client.submit(["late", 0])
     assert [future.result(timeout=20) for future in futures] == [["answer", "a", i] for i in range(640)]
     with pytest.raises((Overloaded, NotRunning)):
@@ -64,7 +63,7 @@ def test_the_drain_deadline_ends_a_stop_and_the_exit_code_says_so(place: Place) 
     futures = [client.submit(30.0), client.submit(30.0)]
     eventually(lambda: instance.queue()["outstanding"] >= 1)
     instance.send(signal.SIGTERM)
-    eventually(lambda: "drain deadline" in instance.output())
+    instance.await_output("drain deadline")
     instance.send(signal.SIGTERM)  # the worker is in its batch: not waiting for that either
     assert instance.wait(within=8) == Exit.DRAIN_INCOMPLETE
     for future in futures:
@@ -80,7 +79,7 @@ def test_each_further_interrupt_skips_a_rung(place: Place) -> None:
     began = moment()
     for said in ("finishing what is accepted", "not waiting"):
         instance.send(signal.SIGINT)
-        eventually(lambda said=said: said in instance.output())
+        instance.await_output(said)
     assert instance.process.poll() is None  # the worker may finish its batch
     instance.send(signal.SIGINT)
     assert instance.wait(within=5) == Exit.DRAIN_INCOMPLETE
@@ -147,4 +146,4 @@ def test_a_worker_whose_supervisor_was_stopped_dead_is_gone_even_if_it_hangs(pla
     eventually(lambda: instance.queue()["outstanding"] == 1)
     worker = instance.pid_of("r0")
     instance.send(signal.SIGKILL)
-    eventually(lambda: not os.path.exists(f"/proc/{worker}/cwd"), within=5)
+    eventually(lambda: not Path(f"/proc/{worker}/cwd").exists(), within=5)

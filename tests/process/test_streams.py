@@ -8,7 +8,7 @@ import pytest
 
 from orch import AsyncClient
 from orch.errors import DeadlineExceeded, ModelError, WorkerLost
-from tests.process.harness import Instance, Place, eventually, moment
+from tests.process.harness import Instance, Place, elapse, eventually, moment
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,7 @@ def test_a_slow_reader_holds_the_model_back(counter: Instance) -> None:
         for number, part in enumerate(stream):
             assert part == number
             if number in (10, 100):
-                began = moment()
-                eventually(lambda began=began: moment() - began > 0.3)
+                elapse(0.3)
                 waiting = stream._parts.qsize()  # noqa: SLF001  what is here and not yet read
                 assert waiting <= 64, waiting
 
@@ -80,7 +79,7 @@ def test_asyncio_streams_too(counter: Instance, slow_counter: Instance) -> None:
             async def read(length: int) -> list[int]:
                 return [part async for part in client.stream(length)]
 
-            assert await asyncio.gather(read(100), read(200)) == [list(range(100)), list(range(200))]
+            assert list(await asyncio.gather(read(100), read(200))) == [[*range(100)], [*range(200)]]
         async with AsyncClient(slow_counter.endpoint) as client:
             stream = client.stream(1000)
             async for part in stream:
@@ -96,10 +95,9 @@ def test_asyncio_streams_too(counter: Instance, slow_counter: Instance) -> None:
 
 def test_a_stream_has_a_deadline(slow_counter: Instance) -> None:
     """The parts that came in time are there; then it ends."""
-    parts = []
+    parts: list[int] = []
     with pytest.raises(DeadlineExceeded):
-        for part in slow_counter.client().stream(1000, timeout=0.4):
-            parts.append(part)
+        parts.extend(slow_counter.client().stream(1000, timeout=0.4))
     assert 3 < len(parts) < 25
     assert parts == list(range(len(parts)))
 

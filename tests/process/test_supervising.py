@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
 import subprocess
+import sys
 
 import pytest
 
@@ -17,9 +19,10 @@ def test_a_killed_worker_comes_back(place: Place) -> None:
     instance = place.up("plain.py:Echo", replicas=2)
     assert instance.client().request(1) == 1
     old = instance.kill("r0")
-    eventually(lambda: instance.pid_of("r0") not in (None, old) and len(instance.ready()) == 2, within=10)
+    instance.await_successor("r0", old)
+    instance.await_ready(2)
     assert [each["restarts"] for each in instance.replicas().values()] == [1, 0]
-    assert "SIGKILL" in instance.log("supervisor")
+    instance.await_log("SIGKILL", "supervisor")
 
 
 def test_status_has_what_programs_rely_on(place: Place) -> None:
@@ -63,7 +66,7 @@ def test_a_flapping_replica_backs_off_and_is_quarantined_while_others_go_on(plac
         assert all(later > 1.2 * earlier for earlier, later in itertools.pairwise(pauses)), pauses
         flag.unlink()
         assert place.orch("restart", "r1").code == Exit.OK
-        eventually(lambda: len(instance.ready()) == 2, within=10)
+        instance.await_ready(2)
         loop.finish()
     assert instance.status()["state"] == "READY"
 
@@ -89,9 +92,8 @@ def test_scaling_under_load_loses_nothing(place: Place) -> None:
     with ClosedLoop(instance.client(), "a") as loop:
         for wanted in (3, 1, 2):
             assert place.orch("scale", str(wanted)).code == Exit.OK
-            eventually(lambda wanted=wanted: len(instance.ready()) == wanted == len(instance.replicas()), within=15)
-            seen = len(loop.answered)
-            eventually(lambda seen=seen: len(loop.answered) > seen + 200)
+            instance.await_ready(wanted)
+            loop.await_more(200)
         served = loop.finish()
     queue = instance.queue()
     assert (queue["answered"], queue["rejected"], queue["lost"]) == (served, 0, 0)
@@ -133,7 +135,7 @@ def test_logs_are_kept_by_name_and_outlive_the_instance(place: Place) -> None:
     client = instance.client()
     for number in range(5):
         client.request(["print", f"line {number}"])
-    eventually(lambda: "line 4" in instance.log("r0"))
+    instance.await_log("line 4", "r0")
     assert "r0 | " in place.orch("logs").out
     last = place.orch("logs", "r0", "-n", "1")
     assert last.out.count("\n") == 1
@@ -161,7 +163,7 @@ def test_log_files_are_rotated(place: Place) -> None:
     for _ in range(20):
         client.request(["print", "x" * 1000])
     logs = place.state / "default"
-    eventually(lambda: (logs / "r0.log.2").exists())
+    eventually((logs / "r0.log.2").exists)
     assert all(path.stat().st_size < 8 * 1024 for path in logs.glob("r0.log*"))
     assert len(list(logs.glob("r0.log*"))) <= 4
 
@@ -207,7 +209,10 @@ def test_two_instances_live_side_by_side(place: Place) -> None:
 def test_a_slow_start_keeps_clients_waiting_not_failing(place: Place) -> None:
     """Requests that come while replicas load are queued and answered."""
     (place.base / "slow.py").write_text(
-        "import time\nclass Slow:\n    def load(self, device): time.sleep(1.5)\n    def predict(self, inputs): return inputs\n"
+        "import time\n"
+        "class Slow:\n"
+        "    def load(self, device): time.sleep(1.5)\n"
+        "    def predict(self, inputs): return inputs\n"
     )
     instance = place.up("slow:Slow", wait=False)
     eventually(lambda: instance.replicas("LOADING"), within=10)
@@ -223,7 +228,7 @@ def test_the_balancer_comes_back_again_and_again(place: Place) -> None:
         began = moment()
         assert client.request(number, timeout=15) == number
         assert moment() - began < 5
-        eventually(lambda old=old: instance.pid_of("balancer") not in (None, old), within=10)
+        instance.await_successor("balancer", old)
     assert instance.status()["balancer"]["restarts"] == 3
     assert instance.replicas()["r0"]["restarts"] == 0
 
@@ -232,17 +237,14 @@ def test_a_lost_device_costs_the_worker_and_not_the_request(place: Place) -> Non
     """A sticky device error: the worker ends with its own code, the request runs on the next one."""
     instance = place.up("naughty.py:LosesDevice", f"--set=flag={place.base}/flag", replicas=2)
     assert instance.client().request("hello", timeout=15) == "hello"
-    assert "DEVICE_LOST" in instance.log("supervisor")
-    eventually(lambda: len(instance.ready()) == 2, within=10)
+    instance.await_log("DEVICE_LOST", "supervisor")
+    instance.await_ready(2)
 
 
 @pytest.mark.parametrize("module", ["orch_worker", "orch_balancer"])
 @pytest.mark.parametrize("how", ["closed link", "other parent"])
 def test_a_child_without_a_supervisor_ends_by_itself(place: Place, module: str, how: str) -> None:
     """With ORPHANED: it never had one, or it died before the child could say that it wants to die with it."""
-    import socket
-    import sys
-
     ours, theirs = socket.socketpair()
     with ours, theirs:
         environ = place.environ({"ORCH_SUPERVISOR_PID": "1"} if how == "other parent" else {})

@@ -74,6 +74,8 @@ class Server:
                 self._handle(caller, str(message.pop("call", "")), message)
             except OrchError as err:
                 caller.refuse(err)
+            except Exception as err:  # noqa: BLE001  a bug, but no caller's message may take the instance down
+                caller.refuse(OrchError(f"a bug in orch: {type(err).__name__}: {err}"))
         if link.closed:
             self._links.discard(link)
             self._reactor.remove(link)

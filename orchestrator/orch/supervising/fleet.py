@@ -60,6 +60,9 @@ class Owner(Protocol):
     def changed(self) -> None:
         """The set of workers, or who of them takes new work, is another."""
 
+    def wants_loads(self) -> None:
+        """It is time to look for workers that stand still: `look_for_stalls` waits for the balancer's figures."""
+
     def lost(self, replica: Replica, blame: Blame, tickets: tuple[int, ...]) -> None:
         """A worker died, with the batch of these tickets running."""
 
@@ -142,6 +145,8 @@ class Fleet:
         if now - self._last_look >= self._look_s():
             self._last_look = now
             self._look_for_hangs(now)
+            if self.in_state(State.READY):
+                self._owner.wants_loads()
         if self.starting_allowed and not self.in_state(State.STARTING, State.LOADING):
             waiting = [replica for replica in self.replicas.values() if replica.may_start(now)]
             if waiting:
@@ -171,11 +176,22 @@ class Fleet:
             if not running.timeout_s or running.page.phase is not Phase.RUNNING:
                 continue
             age_s = now - running.page.progress_at_ns / 1e9
-            if age_s > running.timeout_s and not running.hung:
-                running.hung = True
-                text = f"{replica_id}: its batch runs for {age_s:.1f} s, the limit is {running.timeout_s:g} s; killed"
-                self._owner.report(Event("warning", text, replica_id))
-                running.child.signal(signal.SIGKILL)
+            if age_s > running.timeout_s:
+                self._give_up(replica_id, running, f"its batch runs for {age_s:.1f} s")
+
+    def look_for_stalls(self, loads: Mapping[str, Mapping[str, float]]) -> None:
+        """A worker that has requests and begins none of them: stopped, or stuck outside of the model's batches."""
+        for replica_id, running in self.running.items():
+            busy_s = loads.get(replica_id, {}).get("busy_s", 0.0)
+            if running.timeout_s and busy_s > running.timeout_s and running.page.phase is Phase.IDLE:
+                self._give_up(replica_id, running, f"it has had requests for {busy_s:.1f} s and runs none")
+
+    def _give_up(self, replica_id: str, running: Running, why: str) -> None:
+        if not running.hung:
+            running.hung = True
+            text = f"{replica_id}: {why}; the limit is {running.timeout_s:g} s (--timeout); killed"
+            self._owner.report(Event("warning", text, replica_id))
+            running.child.signal(signal.SIGKILL)
 
     # --- processes -----------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orch import page, runtime
-from orch.config import Config
+from orch.config import Config, check
 from orch.errors import ConfigError, DoesNotFit, Exit, NotRunning, OrchError, StartFailed
 from orch.link import Message
 from orch.planning import gpu
@@ -35,6 +35,9 @@ STATS_S = 1.0
 LOCK_RETRY_S = 0.25
 # Deaths of replica 0 before it was ever READY, after which the instance counts as unable to start.
 START_ATTEMPTS = 2
+
+# A request number of stats that no caller waits for.
+NOBODY = 0
 
 Report = Callable[[Event], None]
 
@@ -236,6 +239,10 @@ class Supervisor:
         """The balancer is told the whole set of workers."""
         self._balancer.send_workers(self._fleet.workers())
 
+    def wants_loads(self) -> None:
+        """The balancer is asked; its answer goes to the fleet."""
+        self._balancer.send(do="stats", seq=NOBODY)
+
     def lost(self, replica: Replica, blame: Blame, tickets: tuple[int, ...]) -> None:
         """The balancer is told why, which decides what becomes of the requests."""
         self._balancer.send(
@@ -272,6 +279,7 @@ class Supervisor:
                 self._stats = message
             case "stats":
                 self._stats = message
+                self._fleet.look_for_stalls(message["workers"])
                 caller, _ = self._asking.pop(message["seq"], (None, 0.0))
                 if caller is not None:
                     caller.answer(**self._status())
@@ -335,8 +343,11 @@ class Supervisor:
             case "restart":
                 caller.answer(**self._restart(arguments.get("replica")))
             case "down":
+                timeout_s = arguments.get("drain_timeout_s")
+                if timeout_s is not None:
+                    timeout_s = check("drain_timeout_s", timeout_s, "the call")
                 self._leavers.append(caller)
-                self._stop("orch down: finishing what is accepted", arguments.get("drain_timeout_s"))
+                self._stop("orch down: finishing what is accepted", timeout_s)
             case _:
                 raise ConfigError(f"this supervisor knows no call {call!r}")
 
@@ -356,7 +367,7 @@ class Supervisor:
         return {"replicas": wanted, "text": f"{self._config.name}: {have} -> {wanted} replicas"}
 
     def _restart(self, replica_id: Any) -> dict[str, Any]:
-        if replica_id is not None and replica_id not in self._fleet.replicas:
+        if replica_id is not None and (not isinstance(replica_id, str) or replica_id not in self._fleet.replicas):
             raise ConfigError(f"there is no replica {replica_id!r}; there are {', '.join(self._fleet.replicas)}")
         chosen = [replica_id] if replica_id is not None else list(self._fleet.replicas)
         self._restarting += [each for each in chosen if each not in self._restarting]

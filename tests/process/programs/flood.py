@@ -21,7 +21,15 @@ def ended(future: Future[Any]) -> None:
 
 client = Client(sys.argv[1])
 stop = threading.Event()
-threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+
+
+def listen() -> None:
+    """Until the end of standard input."""
+    sys.stdin.read()
+    stop.set()
+
+
+threading.Thread(target=listen, daemon=True).start()
 print("flooding", flush=True)  # noqa: T201
 submitted = 0
 while not stop.is_set():

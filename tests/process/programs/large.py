@@ -1,4 +1,4 @@
-"""`large.py ENDPOINT BYTES`: sends a large array, receives one; says by how much its memory rose at the peak of each."""
+"""`large.py ENDPOINT BYTES`: sends a large array, receives one; says by how much its memory rose for each."""
 
 from __future__ import annotations
 

@@ -1,0 +1,257 @@
+"""When a worker waits for company, and what it takes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orch_worker.batching import BatchCost, Batcher, Item
+
+
+def a_batcher(max_batch_size: int = 8, max_wait_s: float = 0.01, fixed_s: float = 0.02) -> Batcher:
+    """One that has learned what a batch costs."""
+    batcher = Batcher(max_batch_size, max_wait_s)
+    for rows in (1, 4, 8):
+        batcher.cost.observe(rows, fixed_s + 0.001 * rows)
+    return batcher
+
+
+def arrive(batcher: Batcher, now: float, *names: str, rows: int = 1, alone: bool = False) -> None:
+    """One message with these requests."""
+    batcher.add([Item(name, rows, alone, now) for name in names], now)
+
+
+def steady(batcher: Batcher, gap_s: float, count: int = 50) -> float:
+    """Requests that come one by one, each taken at once; the time of the last."""
+    for turn in range(count):
+        arrive(batcher, turn * gap_s, "x")
+        batcher.take()
+    return (count - 1) * gap_s
+
+
+# --- taking --------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_what_came_first_up_to_the_batch_size() -> None:
+    """What remains is the next one."""
+    batcher = Batcher(3, 0.0)
+    arrive(batcher, 0.0, "a", "b")
+    arrive(batcher, 0.1, "c", "d")
+    assert batcher.take() == ["a", "b", "c"]
+    assert len(batcher) == 1
+    assert batcher.take() == ["d"]
+    assert batcher.take() == []
+
+
+def test_a_request_of_many_rows_is_never_divided() -> None:
+    """It waits for the next batch, and if it is larger than any batch it runs alone."""
+    batcher = Batcher(4, 0.0)
+    arrive(batcher, 0.0, "a")
+    arrive(batcher, 0.0, "b", rows=4)
+    arrive(batcher, 0.0, "huge", rows=9)
+    arrive(batcher, 0.0, "c")
+    assert [batcher.take() for _ in range(4)] == [["a"], ["b"], ["huge"], ["c"]]
+
+
+def test_a_stream_shares_no_batch() -> None:
+    """Neither with what came before nor with what comes after it."""
+    batcher = Batcher(8, 0.0)
+    arrive(batcher, 0.0, "a", "b")
+    arrive(batcher, 0.0, "stream", alone=True)
+    arrive(batcher, 0.0, "c")
+    assert [batcher.take() for _ in range(3)] == [["a", "b"], ["stream"], ["c"]]
+
+
+def test_what_is_not_wanted_any_more_is_dropped_and_named() -> None:
+    """Whoever dropped it answers for it; the rows are free for others."""
+    batcher = Batcher(2, 0.0)
+    arrive(batcher, 0.0, "a", "b", "c", "d")
+    assert batcher.drop(lambda name: name in "ac") == ["a", "c"]
+    assert batcher.drop(lambda name: name == "z") == []
+    assert batcher.take() == ["b", "d"]
+
+
+@given(
+    st.integers(1, 6),
+    st.lists(st.tuples(st.integers(1, 8), st.booleans()), max_size=30),
+)
+def test_everything_is_taken_once_in_order_and_no_batch_is_too_large(
+    size: int, requests: list[tuple[int, bool]]
+) -> None:
+    """Whatever the mixture of rows and streams."""
+    batcher = Batcher(size, 0.0)
+    batcher.add([Item(i, rows, alone, 0.0) for i, (rows, alone) in enumerate(requests)], 0.0)
+    taken: list[int] = []
+    while batch := batcher.take():
+        rows = sum(requests[i][0] for i in batch)
+        assert rows <= size or len(batch) == 1
+        assert len(batch) == 1 or not any(requests[i][1] for i in batch)
+        taken += batch
+    assert taken == list(range(len(requests)))
+    assert batcher.wait_s(0.0) is None
+
+
+# --- waiting -------------------------------------------------------------------------------------------------------
+
+
+def test_with_nothing_here_there_is_nothing_to_wait_for() -> None:
+    """None is "for as long as it takes", not zero."""
+    assert a_batcher().wait_s(1.0) is None
+
+
+def test_the_first_request_of_all_is_not_kept_waiting() -> None:
+    """Nothing says that another will come."""
+    batcher = a_batcher()
+    arrive(batcher, 1.0, "a")
+    assert batcher.wait_s(1.0) == 0.0
+
+
+def test_a_request_waits_while_the_next_is_expected_soon_and_a_batch_costs_much() -> None:
+    """Every millisecond of it is a millisecond for one row, against 20 for each batch saved."""
+    batcher = a_batcher(fixed_s=0.02, max_wait_s=0.01)
+    last = steady(batcher, gap_s=0.001)
+    arrive(batcher, last + 0.001, "a")
+    wait_s = batcher.wait_s(last + 0.001)
+    assert wait_s is not None
+    assert 0.0 < wait_s <= 0.01
+
+
+def test_a_full_batch_runs_at_once() -> None:
+    """There is nothing to wait for."""
+    batcher = a_batcher(max_batch_size=4)
+    last = steady(batcher, gap_s=0.001)
+    arrive(batcher, last + 0.001, "a", "b", "c", "d")
+    assert batcher.wait_s(last + 0.001) == 0.0
+
+
+def test_a_stream_runs_at_once() -> None:
+    """It would have no company."""
+    batcher = a_batcher()
+    last = steady(batcher, gap_s=0.001)
+    arrive(batcher, last + 0.001, "stream", alone=True)
+    assert batcher.wait_s(last + 0.001) == 0.0
+
+
+def test_nothing_waits_where_the_next_request_is_far_away() -> None:
+    """The delay of the rows that are here would cost more than the batch that it saves."""
+    batcher = a_batcher(fixed_s=0.02, max_wait_s=1.0)
+    last = steady(batcher, gap_s=0.1)
+    arrive(batcher, last + 0.1, "a")
+    assert batcher.wait_s(last + 0.1) == 0.0
+
+
+def test_the_more_rows_are_here_the_less_waiting_pays() -> None:
+    """Each of them is delayed by the same gap."""
+    batcher = a_batcher(max_batch_size=100, fixed_s=0.02, max_wait_s=1.0)
+    last = steady(batcher, gap_s=0.004)
+    arrive(batcher, last + 0.004, "a", "b")
+    assert batcher.wait_s(last + 0.004) != 0.0
+    arrive(batcher, last + 0.008, *"cdefgh")
+    assert batcher.wait_s(last + 0.008) == 0.0
+
+
+def test_nothing_waits_while_batches_cost_nothing_fixed() -> None:
+    """Two small batches are then as good as one."""
+    batcher = Batcher(8, 1.0)
+    for rows in (1, 4, 8):
+        batcher.cost.observe(rows, 0.01 * rows)
+    last = steady(batcher, gap_s=0.001)
+    arrive(batcher, last + 0.001, "a")
+    assert batcher.wait_s(last + 0.001) == pytest.approx(0.0)
+
+
+def test_no_request_waits_longer_than_the_model_allows() -> None:
+    """max_batch_wait is counted from the arrival of the first, whatever comes after it."""
+    batcher = a_batcher(max_batch_size=100, fixed_s=10.0, max_wait_s=0.01)
+    last = steady(batcher, gap_s=0.004)
+    first = last + 0.004
+    for turn in range(4):
+        now = first + 0.004 * turn
+        arrive(batcher, now, "x")
+        wait_s = batcher.wait_s(now)
+        assert wait_s is not None
+        assert wait_s <= max(0.0, first + 0.01 - now) + 1e-9
+    assert wait_s == 0.0
+
+
+def test_when_the_next_request_is_overdue_it_is_not_waited_for_any_more() -> None:
+    """The burst is over."""
+    batcher = a_batcher(fixed_s=1.0, max_wait_s=1.0)
+    last = steady(batcher, gap_s=0.001)
+    now = last + 0.001
+    arrive(batcher, now, "a")
+    wait_s = batcher.wait_s(now)
+    assert wait_s == pytest.approx(0.002, rel=0.01)
+    assert batcher.wait_s(now + 0.003) == 0.0
+
+
+def test_a_model_that_never_waits_never_waits() -> None:
+    """max_batch_wait = 0 is a promise."""
+    batcher = a_batcher(max_wait_s=0.0, fixed_s=10.0)
+    last = steady(batcher, gap_s=0.001)
+    arrive(batcher, last + 0.001, "a")
+    assert batcher.wait_s(last + 0.001) == 0.0
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.0, 0.1), st.integers(1, 4)), min_size=1, max_size=30),
+    st.floats(0.0, 0.05),
+    st.floats(0.0, 1.0),
+)
+def test_a_wait_is_never_negative_and_never_beyond_the_limit(
+    arrivals: list[tuple[float, int]], max_wait_s: float, fixed_s: float
+) -> None:
+    """Whatever was learned."""
+    batcher = a_batcher(max_wait_s=max_wait_s, fixed_s=fixed_s)
+    now = first = 0.0
+    for gap, rows in arrivals:
+        now += gap
+        if not len(batcher):
+            first = now
+        arrive(batcher, now, "x", rows=rows)
+        wait_s = batcher.wait_s(now)
+        assert wait_s is not None
+        assert 0.0 <= wait_s <= max(0.0, first + max_wait_s - now) + 1e-9
+        if wait_s == 0.0:
+            while batcher.take():
+                pass
+
+
+# --- cost ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_fixed_cost_is_found_from_batches_of_different_sizes() -> None:
+    """A line through what was measured."""
+    cost = BatchCost()
+    assert cost.fixed_s == 0.0
+    for rows in (1, 2, 4, 8, 16):
+        cost.observe(rows, 0.005 + 0.001 * rows)
+    assert cost.fixed_s == pytest.approx(0.005)
+
+
+def test_while_all_batches_are_of_one_size_the_whole_batch_counts_as_fixed() -> None:
+    """Nothing yet says otherwise."""
+    cost = BatchCost()
+    for _ in range(100):
+        cost.observe(8, 0.02)
+    assert cost.fixed_s == pytest.approx(0.02)
+
+
+@given(st.lists(st.tuples(st.integers(1, 64), st.floats(0.0, 10.0)), min_size=1, max_size=50))
+def test_the_fixed_cost_lies_between_nothing_and_the_mean(batches: list[tuple[int, float]]) -> None:
+    """However noisy the measurements are."""
+    cost = BatchCost()
+    for rows, seconds in batches:
+        cost.observe(rows, seconds)
+    assert 0.0 <= cost.fixed_s <= max(seconds for _, seconds in batches) * (1 + 1e-9)
+
+
+def test_old_batches_are_forgotten() -> None:
+    """A model that warms up is not held to its first minute."""
+    cost = BatchCost()
+    for turn in range(50):
+        cost.observe(1 + turn % 8, 1.0)
+    for turn in range(200):
+        cost.observe(1 + turn % 8, 0.001 * (1 + turn % 8))
+    assert cost.fixed_s < 1e-4
