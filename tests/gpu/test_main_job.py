@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.process.harness import Instance, Place, eventually
 
 from orch.planning import gpu
 from orch.planning.cards import Gpu
 from orch.planning.sizes import GIB, format_size
+from tests.process.harness import Instance, Place, eventually
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(400)]
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from orch import Client, runtime
@@ -74,6 +75,17 @@ class Finished:
         return said[-1]
 
 
+class Process(subprocess.Popen[str]):
+    """A child that does not outlive a test that fails."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, error, trace)
+
+
 class Place:
     """A runtime and a state directory of their own, and the instances in them."""
 
@@ -128,16 +140,14 @@ class Place:
                 raise AssertionError(f"`orch {' '.join(words)}` did not end: {out}{err}") from None
         return Finished(process.returncode, out, err)
 
-    def program(self, name: str, *words: str) -> subprocess.Popen[str]:
+    def program(self, name: str, *words: str) -> Process:
         """Start one of tests/process/programs."""
         return self.start(str(PROGRAMS / name), *words)
 
-    def start(
-        self, *words: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
-    ) -> subprocess.Popen[str]:
+    def start(self, *words: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Process:
         """Start a Python process with pipes."""
         pipe = subprocess.PIPE
-        return subprocess.Popen(
+        return Process(
             [sys.executable, "-P", *words],
             env=self.environ(env), cwd=cwd or self.base, stdin=pipe, stdout=pipe, stderr=pipe, text=True,
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any
 
 import pytest
@@ -11,6 +12,11 @@ from orch import payload, wire
 from orch.calls import MAX_RESENDS, NS, SLACK, WINDOW_BYTES, Call, Calls
 from orch.errors import Closed, DeadlineExceeded, Overloaded, RemoteProtocolError, WorkerLost
 from orch.wire import Flag, Kind, Priority, Record
+
+
+def note(outcomes: list[Any], value: Any, error: BaseException | None) -> None:
+    """Remember how a call ended."""
+    outcomes.append(value if error is None else error)
 
 
 class Desk:
@@ -33,7 +39,7 @@ class Desk:
                 request_id,
                 body,
                 frames,
-                lambda value, error, outcomes=outcomes: outcomes.append(value if error is None else error),
+                functools.partial(note, outcomes),
                 flags=more.get("flags", 0),
                 priority=more.get("priority", Priority.NORMAL),
                 deadline=more.get("deadline"),

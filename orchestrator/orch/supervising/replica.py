@@ -159,7 +159,7 @@ class Replica:
             return []
         was_ready = self.state is State.READY
         self._enter(State.DRAINING, "restarting" if comes_back else "stopping", now)
-        self._comes_back, self._ordered = comes_back, True
+        self._comes_back = comes_back
         if not was_ready:
             return self._step(Rung.TERMINATE, now)
         self._rung = Rung.DRAIN
@@ -231,6 +231,7 @@ class Replica:
 
     def _step(self, rung: Rung, now: float) -> list[Action]:
         self._rung = rung
+        self._ordered = True  # not before: whoever dies while it only drains has died by itself
         if rung is Rung.TERMINATE:
             self._deadline = now + TERM_S
             return [Action.TERMINATE]

@@ -1,0 +1,305 @@
+"""Running a model so that one bad input fails alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from orch.model import Model
+from orch_worker.engine import WARMUP_BATCHES, Engine, Failure, Row, WrongOutputs
+
+
+class Doubler(Model):
+    """Doubles numbers, raises what it is given to raise, and remembers its batches."""
+
+    max_batch_size = 8
+
+    def __init__(self, samples: list[Any] | None = None) -> None:
+        self.batches: list[list[Any]] = []
+        self.samples = samples
+        self.device = ""
+
+    def load(self, device: str) -> None:
+        self.device = device
+
+    def warmup(self) -> list[Any] | None:
+        return self.samples
+
+    def predict(self, inputs: list[Any]) -> list[Any]:
+        self.batches.append(inputs)
+        for each in inputs:
+            if isinstance(each, BaseException):
+                raise each
+        return [2 * each for each in inputs]
+
+
+class Returns(Model):
+    """Returns the same thing whatever it is asked."""
+
+    def __init__(self, outputs: Any) -> None:
+        self.outputs = outputs
+        self.calls = 0
+
+    def predict(self, inputs: list[Any]) -> Any:
+        self.calls += 1
+        return self.outputs
+
+
+def rows(*inputs: Any, may_rerun: bool = True) -> list[Row]:
+    """A batch."""
+    return [Row(each, may_rerun) for each in inputs]
+
+
+def test_each_row_gets_its_own_output() -> None:
+    """In one call of the model."""
+    model = Doubler()
+    assert Engine(model, 8).run(rows(1, 2, 3)) == [2, 4, 6]
+    assert model.batches == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize("place", range(7))
+def test_one_bad_input_does_not_fail_its_neighbours(place: int) -> None:
+    """The batch is split until the offender is alone; it alone gets the error."""
+    inputs: list[Any] = list(range(7))
+    inputs[place] = ValueError("not\n  a number")
+    outputs = Engine(Doubler(), 8).run(rows(*inputs))
+    assert outputs[place] == Failure("ValueError: not a number")
+    assert [output for i, output in enumerate(outputs) if i != place] == [2 * i for i in range(7) if i != place]
+
+
+def test_finding_one_offender_takes_a_logarithm_of_runs() -> None:
+    """Not one run per row."""
+    model = Doubler()
+    Engine(model, 64).run(rows(*range(63), KeyError("x")))
+    assert len(model.batches) == 1 + 2 * 6
+
+
+def test_several_bad_inputs_each_get_their_own_error() -> None:
+    """Also when all are bad."""
+    outputs = Engine(Doubler(), 8).run(rows(KeyError("a"), 1, ValueError("b"), RuntimeError()))
+    assert outputs == [Failure("KeyError: 'a'"), 2, Failure("ValueError: b"), Failure("RuntimeError")]
+    assert Engine(Doubler(), 8).run(rows(KeyError("a"), KeyError("b"))) == [
+        Failure("KeyError: 'a'"),
+        Failure("KeyError: 'b'"),
+    ]
+
+
+def test_a_row_that_may_not_run_again_gets_the_error_of_its_batch() -> None:
+    """It is left out when the others are run again."""
+    model = Doubler()
+    outputs = Engine(model, 8).run([Row(1), Row(2, may_rerun=False), Row(ValueError("bad")), Row(4)])
+    assert outputs == [2, Failure("ValueError: bad (in a batch, and not rerun)"), Failure("ValueError: bad"), 8]
+    assert sum(2 in batch for batch in model.batches) == 1
+
+
+def test_a_batch_in_which_nothing_may_run_again_runs_once() -> None:
+    """All get its error."""
+    model = Doubler()
+    outputs = Engine(model, 8).run(rows(1, ValueError("bad"), may_rerun=False))
+    assert outputs == [Failure("ValueError: bad (in a batch, and not rerun)")] * 2
+    assert len(model.batches) == 1
+
+
+def test_a_row_alone_is_not_run_again_to_fail_again() -> None:
+    """What it raised is its answer."""
+    model = Doubler()
+    assert Engine(model, 8).run(rows(ValueError("bad"))) == [Failure("ValueError: bad")]
+    assert len(model.batches) == 1
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+def test_a_model_cannot_end_its_worker_by_an_exception(error: BaseException) -> None:
+    """sys.exit() in predict is an answer like any other mistake."""
+    first, failure = Engine(Doubler(), 8).run(rows(1, error))
+    assert first == 2
+    assert isinstance(failure, Failure)
+    assert failure.text.startswith(type(error).__name__)
+
+
+def test_the_traceback_goes_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """The client gets one line; whoever serves the model gets the rest."""
+    with caplog.at_level(logging.WARNING):
+        Engine(Doubler(), 8).run(rows(1, ValueError("bad")))
+    assert "a batch of 2 failed (ValueError: bad) and is split" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+def test_a_long_split_is_not_taken_for_a_hang() -> None:
+    """Somebody is told between the runs."""
+    signs: list[int] = []
+    Engine(Doubler(), 8, alive=lambda: signs.append(1)).run(rows(*[ValueError()] * 8))
+    assert len(signs) == 14
+
+
+class Greedy(Model):
+    """Has memory for so many rows, and no more."""
+
+    def __init__(self, room: int, error: type[BaseException]) -> None:
+        self.room, self.error = room, error
+        self.sizes: list[int] = []
+
+    def predict(self, inputs: list[Any]) -> list[Any]:
+        self.sizes.append(len(inputs))
+        if len(inputs) > self.room:
+            raise self.error("tried to allocate 20.00 GiB")
+        return inputs
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_out_of_memory_halves_the_batch_until_it_fits(error: type[BaseException]) -> None:
+    """Every row is answered, by smaller batches."""
+    model = Greedy(2, error)
+    assert Engine(model, 8).run(rows(*range(8))) == list(range(8))
+    assert model.sizes == [8, 4, 2, 2, 4, 2, 2]
+
+
+def test_a_row_that_is_out_of_memory_alone_fails_alone() -> None:
+    """There is nothing left to halve."""
+    failures = Engine(Greedy(0, torch.OutOfMemoryError), 8).run(rows(1, 2))
+    assert failures == [Failure("OutOfMemoryError: tried to allocate 20.00 GiB")] * 2
+
+
+@pytest.mark.parametrize(
+    ("outputs", "complaint"),
+    [
+        ([1, 2], "returned 2 outputs for 3 inputs"),
+        ([], "returned 0 outputs for 3 inputs"),
+        (np.zeros((4, 2)), "returned 4 outputs for 3 inputs"),
+        (None, "returned a NoneType"),
+        ("abc", "returned a str"),
+        (b"abc", "returned a bytes"),
+        ({1: 1, 2: 2, 3: 3}, "returned a dict"),
+        (iter([1, 2, 3]), "returned a list_iterator"),
+        (7, "returned a int"),
+    ],
+)
+def test_a_wrong_number_of_outputs_fails_the_batch_with_the_counts(outputs: Any, complaint: str) -> None:
+    """Whose answer would be whose? The model is not run again: it would do the same."""
+    model = Returns(outputs)
+    failures = Engine(model, 8).run(rows(1, 2, 3))
+    assert len(failures) == 3
+    assert all(isinstance(failure, Failure) and complaint in failure.text for failure in failures)
+    assert model.calls == 1
+
+
+@pytest.mark.parametrize("outputs", [(1, 2, 3), np.arange(3), torch.arange(3), range(3), [[], None, "x"]])
+def test_any_sequence_of_one_output_per_input_will_do(outputs: Any) -> None:
+    """A tensor's first dimension is the batch."""
+    found = Engine(Returns(outputs), 8).run(rows(1, 2, 3))
+    assert isinstance(found, list)
+    assert [*map(repr, found)] == [*map(repr, outputs)]
+
+
+def test_the_model_is_loaded_on_the_device_it_was_given() -> None:
+    """What load() raises is not hidden."""
+    model = Doubler()
+    Engine(model, 8).load("cuda:0")
+    assert model.device == "cuda:0"
+
+    class Broken(Doubler):
+        def load(self, device: str) -> None:
+            raise OSError("no such weights")
+
+    with pytest.raises(OSError, match="no such weights"):
+        Engine(Broken(), 8).load("cpu")
+
+
+def test_warm_up_runs_full_batches_of_the_samples() -> None:
+    """So that the memory measured afterwards is that of the largest batch."""
+    model = Doubler(samples=[1, 2, 3])
+    assert Engine(model, 5).warmup() == WARMUP_BATCHES
+    assert model.batches == [[1, 2, 3, 1, 2]] * WARMUP_BATCHES
+
+
+@pytest.mark.parametrize("samples", [None, []])
+def test_without_samples_there_is_no_warm_up(samples: list[Any] | None) -> None:
+    """It is optional."""
+    model = Doubler(samples)
+    assert Engine(model, 5).warmup() == 0
+    assert model.batches == []
+
+
+def test_a_failing_warm_up_is_not_hidden() -> None:
+    """A replica that cannot run its own samples is not READY."""
+    with pytest.raises(ValueError, match="bad sample"):
+        Engine(Doubler(samples=[ValueError("bad sample")]), 5).warmup()
+    with pytest.raises(WrongOutputs):
+        Engine(ShortWarmup(), 5).warmup()
+
+
+class ShortWarmup(Returns):
+    """Has samples, and answers too few of them."""
+
+    def __init__(self) -> None:
+        super().__init__([1])
+
+    def warmup(self) -> list[Any]:
+        return [1]
+
+
+class Counter(Model):
+    """Streams numbers up to the input, and fails at 3."""
+
+    def predict_stream(self, input: int) -> Iterator[int]:  # noqa: A002  the contract's word
+        for number in range(input):
+            if number == 3:
+                raise ValueError("three")
+            yield number
+
+
+def test_a_stream_gives_its_parts_as_they_come_and_raises_what_the_model_raises() -> None:
+    """The parts before the mistake are good."""
+    engine = Engine(Counter(), 1)
+    assert list(engine.stream(3)) == [0, 1, 2]
+    parts = engine.stream(5)
+    assert [next(parts) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="three"):
+        next(parts)
+
+
+def test_a_model_without_streaming_streams_its_one_output() -> None:
+    """The inherited predict_stream()."""
+    assert list(Engine(Doubler(), 1).stream(4)) == [8]
+
+
+class Forks(Model):
+    """Forks in the middle of a call, and returns in both processes."""
+
+    def __init__(self) -> None:
+        self.children: list[int] = []
+
+    def fork(self) -> None:
+        sys.stdout.flush()
+        child = os.fork()
+        if child:
+            self.children.append(child)
+
+    def predict(self, inputs: list[Any]) -> list[Any]:
+        self.fork()
+        if inputs == ["raise"]:
+            raise ValueError("in both")
+        return inputs
+
+    def predict_stream(self, input: Any) -> Iterator[Any]:  # noqa: A002  the contract's word
+        self.fork()
+        yield input
+        self.fork()
+
+
+@pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")
+def test_a_child_that_the_model_has_forked_does_not_answer_too() -> None:
+    """It ends where it would return into the worker; only the worker goes on."""
+    model = Forks()
+    engine = Engine(model, 8)
+    assert engine.run(rows("a", "b")) == ["a", "b"]
+    assert engine.run(rows("raise")) == [Failure("ValueError: in both")]
+    assert list(engine.stream("c")) == ["c"]
+    assert len(model.children) == 4
+    assert [os.waitpid(child, 0)[1] for child in model.children] == [0, 0, 0, 0]
