@@ -109,7 +109,7 @@ class Broker:
             case "workers":
                 self._back.expect([Expected(**worker) for worker in message["workers"]])
             case "lost":
-                cause = Cause(message["cause"], message["counts"], message["convicts"])
+                cause = Cause(message["cause"], message["counts"], message["convicts"], message["group"])
                 self._back.lost(message["replica"], message["generation"], cause, tuple(message["running"]))
             case "stats":
                 self._link.send(event="stats", seq=message["seq"], **self._stats())

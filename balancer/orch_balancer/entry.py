@@ -40,6 +40,7 @@ class Entry:
     ticket: int = 0  # of the running dispatch, 0 while queued
     worker: Any = None
     is_suspect: bool = False
+    group_strikes: int = 0  # how often its group fell while it ran as a suspect
     sent_parts: bool = False
 
     @property

@@ -42,6 +42,7 @@ class Pool:
         self.suspects: deque[Entry] = deque()
         self.workers: dict[str, Worker] = {}
         self.lanes: set[str] = set()
+        self.one_lane = False
         self.speed = Speed()
         self.idle: set[str] = set()
         self._heap: list[tuple[tuple[float, float], int, int, Worker]] = []

@@ -26,6 +26,9 @@ from orch_balancer.pool import Pool, Worker
 NS = 1_000_000_000
 # A client that reconnects may bring back what it had in its window and what the balancer had answered meanwhile.
 RESEND_FACTOR = 2
+# A suspect that ran while its group fell this often is the killer. Once could be another's deed: ordinary requests run
+# on the group's other workers meanwhile.
+MAX_GROUP_STRIKES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +43,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why a worker is lost. counts: as an attempt of what it had. convicts: a suspect that ran alone was the killer."""
+    """Why a worker is lost. counts: as an attempt of what it had. convicts: a suspect that ran alone was the killer.
+
+    group: it fell with all that share its GPU, by the fault of one of them, and nobody says which.
+    """
 
     text: str
     counts: bool = True
     convicts: bool = True
+    group: bool = False
 
 
 class Assignment(NamedTuple):
@@ -312,7 +319,8 @@ class Router:
 
     def _dispatch_suspects(self, pool: Pool, now: float, made: list[Assignment]) -> None:
         """Each suspect runs alone, on a worker that is kept for it and emptied first."""
-        allowed = policy.suspect_lanes(pool.num_accepting)
+        # After a fault that took a whole group along, one suspect at a time: two could not be told apart.
+        allowed = 1 if pool.one_lane else policy.suspect_lanes(pool.num_accepting)
         lanes = [pool.workers[replica] for replica in pool.lanes]
         # A worker in a lane that runs no suspect, being emptied or empty, is spoken for by one of those that wait.
         free = sum(1 for worker in lanes if not any(entry.is_suspect for entry in worker.outstanding.values()))
@@ -327,15 +335,24 @@ class Router:
                 made.append(self._give(worker, [pool.suspects.popleft()], now))
             else:
                 pool.leave_lane(worker)
+        if not pool.suspects and not pool.lanes:
+            pool.one_lane = False
 
     def _verdict(self, entry: Entry, cause: Cause, was_running: bool, worker: Worker) -> errors.RequestError | None:
         """What a worker's death means for a request it had. None: run it again."""
         if not cause.counts:
             entry.attempts -= 1
+        pool = worker.pool
         if not entry.may_retry:
             why = "a part of its stream was already sent" if entry.sent_parts else "it may not be retried"
             return errors.WorkerLost(f"{worker.replica} {cause.text}, and {why}")
         last = entry.attempts >= self.limits.max_attempts
+        if cause.group and was_running:
+            entry.group_strikes += entry.is_suspect
+            if entry.group_strikes >= MAX_GROUP_STRIKES:
+                return errors.Poisoned(f"each time it ran alone on a worker, {worker.replica} {cause.text}")
+            entry.is_suspect = True
+            pool.one_lane = True
         if cause.counts and was_running:
             if entry.is_suspect and (cause.convicts or last):
                 return errors.Poisoned(

@@ -29,6 +29,7 @@ from orch.parsing import (
     integer,
     matching,
     model_settings,
+    one_of,
     replicas,
     seconds,
     size,
@@ -125,6 +126,20 @@ class Config:
         "FRACTION",
         "a number above 0, at most 1",
         "The share of each GPU's memory that may be planned; unset: by the card's size.",
+    )
+    mps: Literal["auto", "on", "off"] = _setting(
+        "auto",
+        one_of("auto", "on", "off"),
+        "auto|on|off",
+        "auto, on or off",
+        "Run a GPU's replicas at the same time (CUDA MPS), not in turns; auto: where it can be had and may help.",
+    )
+    mps_thread_percentage: int | None = _setting(
+        None,
+        integer(1, 100),
+        "PERCENT",
+        "a whole number from 1 to 100",
+        "The part of a GPU's multiprocessors that one replica may use under MPS; unset: all.",
     )
     max_batch_size: int | None = _setting(
         None,

@@ -53,6 +53,17 @@ def _number(value: object) -> float:
     return number
 
 
+def one_of(*words: str) -> Parse:
+    """One of a few words."""
+
+    def parse(value: object) -> str:
+        if (text := _text(value).lower()) not in words:
+            raise Refused
+        return text
+
+    return parse
+
+
 def integer(low: int, high: int) -> Parse:
     """A whole number from low to high."""
 

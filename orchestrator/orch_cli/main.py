@@ -22,7 +22,7 @@ COMMANDS: Final = {
     "scale": "orch_cli.instance:scale",
     "restart": "orch_cli.instance:restart",
     "down": "orch_cli.down:down",
-    "gpus": "orch_cli.plan:gpus",
+    "gpus": "orch_cli.gpus:gpus",
     "config": "orch_cli.settings:config",
 }
 EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, and 128 + SIGPIPE below: what a shell reports for either

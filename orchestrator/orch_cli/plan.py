@@ -1,4 +1,4 @@
-"""`orch plan` and `orch gpus`: what would fit, with the sum, and what there is to fit it in."""
+"""`orch plan`: what would fit, with the sum."""
 
 from __future__ import annotations
 
@@ -107,19 +107,3 @@ def plan_as_json(result: planner.Plan, gpus: Sequence[cards.Gpu]) -> dict[str, o
         "because": list(result.because),
         "gpus": [dataclasses.asdict(one) for one in gpus],
     }
-
-
-@click.command()
-@json_option
-def gpus(as_json: bool) -> None:
-    """Show the GPUs and what is free on them."""
-    from orch.planning import gpu
-    from orch_cli.show import gpus_view, print_out
-
-    found = gpu.read_gpus()
-    if as_json:
-        click.echo(json.dumps([dataclasses.asdict(one) for one in found], indent=2))
-    elif found:
-        print_out(gpus_view(found))
-    else:
-        click.echo(f"{gpu.why_none()}; replicas run on the CPU")

@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from orch.planning.cards import Gpu, utilization_for
 from orch.planning.sizes import format_size
 
 PLAIN_WIDTH: Final = 160  # into a pipe or a file, where nothing says how wide a line may be
@@ -23,6 +22,15 @@ STYLES: Final[Mapping[str, str]] = {
     "BACKOFF": "red",
     "QUARANTINED": "bold red",
 }
+# How the parts of a GPU's bars look; the characters differ too, for where there are no colours.
+BAR_WIDTH: Final = 30
+MAX_CORES_WIDTH: Final = 24  # boards that number the cores of two sockets in turn have a range for each
+REPLICAS: Final = ("█", "green")
+OTHERS: Final = ("▓", "yellow")
+FREE: Final = ("░", "dim")
+RESERVED: Final = ("▒", "dim")
+BUSY: Final = ("█", "cyan")
+SPARKS: Final = "▁▂▃▄▅▆▇█"
 
 
 def console() -> Console:
@@ -79,29 +87,131 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
     return Group(head, Text(f"endpoint  {status.get('endpoint') or '-'}"), planned, table, *reasons, tail)
 
 
-def gpus_view(gpus: Sequence[Gpu]) -> RenderableType:
-    """One row for each device that a replica can run on."""
-    table = Table(box=None, header_style="bold")
-    for column in ("gpu", "name", "bus"):
-        table.add_column(column)
-    for column in ("total", "free", "reserved", "used", "planned share", "processes"):
-        table.add_column(column, justify="right")
-    table.add_column("uuid", overflow="fold")
-    for gpu in gpus:
-        share = "-" if gpu.total_bytes is None else f"{utilization_for(gpu.name, gpu.total_bytes):.2f}"
-        table.add_row(
-            f"{gpu.index} MIG" if gpu.mig else str(gpu.index),
-            escape(gpu.name),
-            gpu.bus_id or "-",
-            size(gpu.total_bytes),
-            size(gpu.free_bytes),
-            size(gpu.reserved_bytes),
-            size(gpu.used_bytes),
-            share,
-            str(len(gpu.processes)),
-            gpu.uuid,
-        )
+def gpus_view(
+    report: Mapping[str, Any],
+    busy: Mapping[str, Sequence[int | None]] | None = None,
+    gone: Sequence[Mapping[str, Any]] = (),
+) -> RenderableType:
+    """The whole answer of `orch gpus`: for each device what it holds and does, and its processes.
+
+    busy: by UUID, how busy each was in its last readings, the latest last. gone: devices that were there before.
+    """
+    views: list[RenderableType] = [Text(f"driver {report.get('driver_version') or '-'}", "dim")]
+    for gpu in report.get("gpus", ()):
+        bars = Table.grid(padding=(0, 2))
+        bars.add_row("  memory", _memory_bar(gpu), _memory_figures(gpu))
+        percent = gpu.get("utilization_percent")
+        figure = "-" if percent is None else f"{percent}%"
+        past = "".join(map(_spark, (busy or {}).get(gpu["uuid"], ())))
+        bars.add_row("  busy", _bar(((percent or 0, 100, BUSY),)), Text(f"{figure:<5}{past}", no_wrap=True))
+        views += [Text(), _headline(gpu), bars]
+        views += [Text(f"  {line}", "dim", no_wrap=True, overflow="ellipsis") for line in _small_print(gpu)]
+        if gpu.get("processes"):
+            views.append(_processes_table(gpu["processes"]))
+    views += [Text(f"\n{_name(gpu)} ({gpu['uuid']}) does not answer any more", "bold red") for gpu in gone]
+    if report.get("gpus"):
+        legend = [("replicas", REPLICAS), ("others", OTHERS), ("free", FREE), ("reserved", RESERVED)]
+        views += [Text(), Text("  ").join([Text.assemble((char, style), f" {word}") for word, (char, style) in legend])]
+    return Group(*views)
+
+
+def _headline(gpu: Mapping[str, Any]) -> Text:
+    """What it is and how it feels; what is not told is not mentioned."""
+    head = Text(_name(gpu), "bold")
+    if gpu.get("temperature_c") is not None:
+        head.append(f"  {gpu['temperature_c']} °C", "not bold")
+    if gpu.get("power_w") is not None:
+        limit = "" if gpu.get("power_limit_w") is None else f" of {gpu['power_limit_w']:.0f}"
+        head.append(f"  {gpu['power_w']:.0f}{limit} W", "not bold")
+    for key, what in (("sm_clock_mhz", "SM"), ("memory_clock_mhz", "memory")):
+        if gpu.get(key) is not None:
+            head.append(f"  {what} {gpu[key]} MHz", "not bold")
+    return head
+
+
+def _name(gpu: Mapping[str, Any]) -> str:
+    return f"gpu {gpu['index']}{' MIG' if gpu.get('mig') else ''}  {gpu['name']}"
+
+
+def _small_print(gpu: Mapping[str, Any]) -> list[str]:
+    """What tells it from others, and what matters to a plan."""
+    capability, share, cores = gpu.get("compute_capability"), gpu.get("planned_share"), gpu.get("cpu_affinity") or ()
+    near = ranges(cores)
+    identity = [gpu["uuid"], gpu.get("bus_id"), capability and f"compute {capability[0]}.{capability[1]}"]
+    plan = [
+        gpu.get("compute_mode") and f"mode {gpu['compute_mode']}",
+        share and f"planned share {share:.2f}",
+        gpu.get("reserved_bytes") and f"reserved {size(gpu['reserved_bytes'])}",
+        cores and (f"cores {near}" if len(near) <= MAX_CORES_WIDTH else f"{len(cores)} near cores"),
+    ]
+    lines = ["  ".join(fact for fact in facts if fact) for facts in (identity, plan)]
+    return [line for line in lines if line]
+
+
+def _memory_figures(gpu: Mapping[str, Any]) -> str:
+    if gpu.get("total_bytes") is None:
+        return "shares the host's memory"
+    return f"{size(gpu['used_bytes'])} of {size(gpu['total_bytes'])}, {size(gpu['free_bytes'])} free"
+
+
+def _memory_bar(gpu: Mapping[str, Any]) -> Text:
+    """Replicas, other processes, what is free, and at the end what the driver keeps for itself."""
+    total = gpu.get("total_bytes") or 0
+    rows = [row for row in gpu.get("processes", ()) if row.get("replica")]
+    replicas = min(gpu["used_bytes"], sum(row.get("used_bytes") or row.get("footprint_bytes") or 0 for row in rows))
+    others = gpu["used_bytes"] - replicas
+    parts = ((replicas, REPLICAS), (others, OTHERS), (gpu["free_bytes"], FREE), (gpu["reserved_bytes"], RESERVED))
+    return _bar(tuple((part, total, look) for part, look in parts))
+
+
+def _bar(parts: Sequence[tuple[int, int, tuple[str, str]]]) -> Text:
+    """A bar of BAR_WIDTH: for each part its size, the whole, and how it looks; what they leave is free."""
+    bar, done, end = Text(no_wrap=True), 0, 0
+    for part, whole, (char, style) in parts:
+        done += part
+        until = min(BAR_WIDTH, round(BAR_WIDTH * done / whole)) if whole else 0
+        bar.append(char * (until - end), style)
+        end = until
+    return bar.append(FREE[0] * (BAR_WIDTH - end), FREE[1])
+
+
+def _spark(percent: int | None) -> str:
+    return " " if percent is None else SPARKS[min(len(SPARKS) - 1, percent * len(SPARKS) // 100)]
+
+
+def _processes_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Replicas first, by instance and number; then who else is there, the largest first."""
+    table = Table(box=None, header_style="dim", padding=(0, 0, 0, 2))
+    table.add_column("pid", justify="right")
+    table.add_column("memory", justify="right")
+    table.add_column("who", no_wrap=True, overflow="ellipsis")
+    for row in sorted(rows, key=_order):
+        used, footprint = row.get("used_bytes"), row.get("footprint_bytes")
+        memory = f"about {size(footprint)}" if used is None and footprint is not None else size(used)
+        who = Text(row.get("command") or "-", "dim")
+        if row.get("replica"):
+            state = str(row.get("state") or "?")
+            who = Text.assemble(f"{row['replica']} of {row['instance']}  ", (state, STYLES.get(state, "")))
+        table.add_row(str(row.get("pid")), memory, who)
     return table
+
+
+def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    if row.get("replica"):
+        name = str(row["replica"])
+        return (0, row["instance"], len(name), name)
+    return (1, -(row.get("used_bytes") or 0), row.get("pid"))
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Whole numbers in rising order as people write them: 0-7,16,18-19."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ",".join("-".join(map(str, run)) for run in runs)
 
 
 def size(value: object) -> str:

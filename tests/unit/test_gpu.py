@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from orch.planning.cards import Gpu, GpuProcess
-from orch.planning.gpu import process_bytes, read_gpu, read_gpus, session, why_none
+from orch.planning.gpu import (
+    GpuReading,
+    driver_version,
+    process_bytes,
+    read_gpu,
+    read_gpus,
+    read_live,
+    session,
+    why_none,
+)
 from orch.planning.sizes import MIB
 
 H200_TOTAL, H200_RESERVED = 143_771 * MIB, 644_939_776
@@ -24,12 +33,14 @@ class RecordedError(Exception):
 
 
 NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, NO_DRIVER, NO_LIBRARY, LOST, MISMATCH, UNKNOWN = 3, 4, 6, 9, 12, 15, 18, 999
+NO_LONGER_FOUND = 28
 
 
 class Recorded:
     """NVML with recorded answers: {call: answer} or {(call, argument, ...): answer}; what `fails` has raises first.
 
-    Unlike NVML it has no devices that change meanwhile, and what was not recorded is "Not Supported".
+    What was not recorded is "Not Supported". Unlike NVML's, its devices do not change meanwhile, except that from the
+    first `lost_at` on, a call or a call with its arguments, every question about that device is answered "GPU is lost".
     """
 
     NVMLError = RecordedError
@@ -40,10 +51,14 @@ class Recorded:
     NVML_AFFINITY_SCOPE_NODE = 0
     nvmlMemory_v2 = 2  # noqa: N815 - NVML's name
 
-    def __init__(self, answers: Mapping[Any, Any], fails: Mapping[Any, int] | None = None) -> None:
+    def __init__(
+        self, answers: Mapping[Any, Any], fails: Mapping[Any, int] | None = None, lost_at: tuple[str, str] | None = None
+    ) -> None:
         self.answers = {"nvmlInit": None, "nvmlShutdown": None, **answers}
         self.fails = fails or {}
         self.open_sessions = 0
+        self.lost_at = lost_at
+        self.lost = False
 
     def __getattr__(self, call: str) -> Any:
         if not call.startswith("nvml"):
@@ -51,6 +66,9 @@ class Recorded:
 
         def answer(*args: Any, **options: Any) -> Any:
             asked = (call, *args, *options.values())
+            self.lost = self.lost or asked[:2] == self.lost_at
+            if self.lost and self.lost_at and asked[1:2] == self.lost_at[1:]:
+                raise RecordedError(LOST)
             for key in (asked, call):
                 if key in self.fails:
                     raise RecordedError(self.fails[key])
@@ -63,8 +81,18 @@ class Recorded:
         return answer
 
 
-def a_card(index: int, uuid: str, name: str, *, total: int, reserved: int = 0, used: int = 0) -> dict[Any, Any]:
-    """The answers for one card, whose handle is its UUID."""
+def a_card(
+    index: int,
+    uuid: str,
+    name: str,
+    *,
+    total: int,
+    reserved: int = 0,
+    used: int = 0,
+    capability: tuple[int, int] = (9, 0),
+    cores: int = 0xFF,
+) -> dict[Any, Any]:
+    """The answers for one card, whose handle is its UUID; `cores` has a bit for each core near it."""
     free = total - reserved - used
     return {
         ("nvmlDeviceGetHandleByIndex", index): uuid,
@@ -80,6 +108,21 @@ def a_card(index: int, uuid: str, name: str, *, total: int, reserved: int = 0, u
         ("nvmlDeviceGetComputeRunningProcesses", uuid): [],
         ("nvmlDeviceGetMPSComputeRunningProcesses", uuid): [],
         ("nvmlDeviceGetGraphicsRunningProcesses", uuid): [],
+        ("nvmlDeviceGetComputeMode", uuid): 0,
+        ("nvmlDeviceGetCudaComputeCapability", uuid): capability,
+        ("nvmlDeviceGetCpuAffinity", uuid, 128): [cores >> 64 * word & (2**64 - 1) for word in range(128)],
+    }
+
+
+def busy(uuid: str) -> dict[Any, Any]:
+    """The answers of a card at work."""
+    return {
+        ("nvmlDeviceGetUtilizationRates", uuid): SimpleNamespace(gpu=87, memory=31),
+        ("nvmlDeviceGetTemperature", uuid, 0): 54,
+        ("nvmlDeviceGetPowerUsage", uuid): 412_345,
+        ("nvmlDeviceGetEnforcedPowerLimit", uuid): 700_000,
+        ("nvmlDeviceGetClockInfo", uuid, 1): 1980,
+        ("nvmlDeviceGetClockInfo", uuid, 2): 3201,
     }
 
 
@@ -111,7 +154,39 @@ def test_an_empty_h200_reads_as_it_was_recorded() -> None:
         reserved_bytes=H200_RESERVED,
         used_bytes=0,
         numa_node=0,
+        compute_mode="DEFAULT",
+        compute_capability=(9, 0),
+        cpu_affinity=(0, 1, 2, 3, 4, 5, 6, 7),
     )
+
+
+def test_geforce_cards_of_two_generations_in_one_machine_are_read_apart() -> None:
+    """Each has its own memory, its own generation, and the same cores near it on a desktop board."""
+    answers = {
+        "nvmlDeviceGetCount": 2,
+        **a_card(0, "GPU-4090", "NVIDIA GeForce RTX 4090", total=24_564 * MIB, reserved=442 * MIB, capability=(8, 9)),
+        **a_card(1, "GPU-5090", "NVIDIA GeForce RTX 5090", total=32_607 * MIB, reserved=498 * MIB, capability=(12, 0)),
+    }
+    first, second = read_gpus(Recorded(answers))
+    assert (first.free_bytes, second.free_bytes) == (24_122 * MIB, 32_109 * MIB)
+    assert (first.compute_capability, second.compute_capability) == ((8, 9), (12, 0))
+    assert first.cpu_affinity == second.cpu_affinity
+
+
+@pytest.mark.parametrize(
+    ("told", "mode"), [(0, "DEFAULT"), (3, "EXCLUSIVE_PROCESS"), (2, "PROHIBITED"), (1, None), (77, None)]
+)
+def test_the_compute_mode_is_told_by_its_name(told: int, mode: str | None) -> None:
+    """One that no driver of today knows is none."""
+    answers = {"nvmlDeviceGetCount": 1, **H200, ("nvmlDeviceGetComputeMode", "GPU-h200"): told}
+    assert the_only(read_gpus(Recorded(answers))).compute_mode == mode
+
+
+def test_the_cores_near_a_card_are_numbered_through_all_words() -> None:
+    """The second socket of a large machine begins in the middle of a word."""
+    near = range(56, 112)
+    answers = a_card(0, "GPU-b", "NVIDIA H200", total=H200_TOTAL, cores=sum(1 << core for core in near))
+    assert the_only(read_gpus(Recorded({"nvmlDeviceGetCount": 1, **answers}))).cpu_affinity == tuple(near)
 
 
 @pytest.mark.parametrize("error", [NO_LIBRARY, NO_DRIVER, MISMATCH, NO_PERMISSION])
@@ -144,10 +219,13 @@ def test_a_card_that_fell_off_the_bus_does_not_take_the_others_with_it(call: Any
 
 def test_details_that_a_driver_does_not_tell_are_left_empty() -> None:
     """Only the UUID and the memory are needed to plan."""
-    details = ("Name", "PciInfo", "MigMode", "MemoryAffinity", "ComputeRunningProcesses")
-    fails = {f"nvmlDeviceGet{detail}": NO_PERMISSION for detail in details}
+    details = (
+        "Name PciInfo MigMode MemoryAffinity ComputeRunningProcesses ComputeMode CudaComputeCapability CpuAffinity"
+    )
+    fails = {f"nvmlDeviceGet{detail}": NO_PERMISSION for detail in details.split()}
     gpu = the_only(read_gpus(Recorded({"nvmlDeviceGetCount": 1, **H200}, fails)))
     assert (gpu.name, gpu.bus_id, gpu.mig, gpu.processes) == ("unknown GPU", "", False, ())
+    assert (gpu.compute_mode, gpu.compute_capability, gpu.cpu_affinity) == (None, None, ())
     assert gpu.total_bytes == H200_TOTAL
 
 
@@ -294,12 +372,90 @@ def test_the_number_of_a_card_in_mig_mode_names_all_its_instances() -> None:
     assert [gpu.uuid for gpu in read_gpus(Recorded(an_a100_with_mig()), "MIG-b")] == ["MIG-bbbb"]
 
 
+def test_a_card_at_work_is_read_with_what_it_is_doing() -> None:
+    """Power in watts, though NVML counts in thousandths of them."""
+    nvml = Recorded({"nvmlDeviceGetCount": 1, **H200, **busy("GPU-h200")})
+    assert read_live(nvml) == (
+        GpuReading(
+            gpu=the_only(read_gpus(nvml)),
+            utilization_percent=87,
+            temperature_c=54,
+            power_w=412.345,
+            power_limit_w=700.0,
+            sm_clock_mhz=1980,
+            memory_clock_mhz=3201,
+        ),
+    )
+
+
+@pytest.mark.parametrize("error", [NOT_SUPPORTED, NO_PERMISSION, UNKNOWN])
+def test_a_card_that_tells_nothing_of_its_work_is_still_shown(error: int) -> None:
+    """Laptops tell no power, containers and WSL no clocks; the memory is what everyone tells."""
+    questions = ("UtilizationRates", "Temperature", "PowerUsage", "EnforcedPowerLimit", "ClockInfo")
+    nvml = Recorded({**TWO, **busy("GPU-h200")}, fails={f"nvmlDeviceGet{question}": error for question in questions})
+    assert read_live(nvml) == tuple(GpuReading(gpu) for gpu in read_gpus(nvml))
+
+
+def test_the_instances_of_a_card_share_its_heat_and_not_its_load() -> None:
+    """A card in MIG mode does not tell how busy it is, and its figure would not be that of an instance."""
+    nvml = Recorded(an_a100_with_mig() | busy("GPU-a100"), WHOLE_CARD_DENIED)
+    assert [(reading.gpu.uuid, reading.utilization_percent, reading.temperature_c) for reading in read_live(nvml)] == [
+        ("MIG-aaaa", None, 54),
+        ("MIG-bbbb", None, 54),
+    ]
+
+
+def test_live_readings_follow_cuda_visible_devices_too() -> None:
+    """In the same order as the plan's GPUs."""
+    nvml = Recorded({**TWO, **busy("GPU-h200")})
+    assert [reading.gpu for reading in read_live(nvml, "1,0")] == list(read_gpus(nvml, "1,0"))
+    assert read_live(nvml, "7") == ()
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["UUID", "MemoryInfo", "Name", "ComputeRunningProcesses", "CpuAffinity", "UtilizationRates", "PowerUsage"],
+)
+def test_a_card_that_is_lost_between_two_questions_is_left_out(question: str) -> None:
+    """Half a reading of a card that is gone is worth nothing, and its neighbour is read as ever."""
+    nvml = Recorded({**TWO, **busy("GPU-h200")}, lost_at=(f"nvmlDeviceGet{question}", "GPU-h200"))
+    assert [reading.gpu.uuid for reading in read_live(nvml)] == ["GPU-4090"]
+    assert [gpu.uuid for gpu in read_gpus(nvml)] == ["GPU-4090"]
+    assert read_gpu("GPU-h200", nvml) is None
+    assert process_bytes("GPU-h200", 1, nvml) is None
+
+
+def test_a_card_taken_out_between_counting_and_reading_is_left_out() -> None:
+    """Its number leads nowhere any more."""
+    nvml = Recorded(TWO, fails={("nvmlDeviceGetHandleByIndex", 1): NO_LONGER_FOUND})
+    assert [reading.gpu.uuid for reading in read_live(nvml)] == ["GPU-h200"]
+
+
+def test_an_instance_that_is_destroyed_does_not_take_its_sister_with_it() -> None:
+    """Whoever may configure the card may do so at any time."""
+    nvml = Recorded(an_a100_with_mig(), WHOLE_CARD_DENIED, lost_at=("nvmlDeviceGetUUID", "MIG-aaaa"))
+    assert [gpu.uuid for gpu in read_gpus(nvml)] == ["MIG-bbbb"]
+
+
+@pytest.mark.parametrize("told", ["580.159.03", b"580.159.03"])
+def test_the_drivers_version_is_told(told: str | bytes) -> None:
+    """A footprint measured under another driver is not believed."""
+    assert driver_version(Recorded({"nvmlSystemGetDriverVersion": told})) == "580.159.03"
+
+
+def test_without_a_driver_there_is_no_version_and_nothing_live() -> None:
+    """Nor where the driver does not tell."""
+    assert driver_version(Recorded({})) is None
+    absent = Recorded(TWO, fails={"nvmlInit": NO_LIBRARY})
+    assert (driver_version(absent), read_live(absent)) == (None, ())
+
+
 def test_every_session_that_was_opened_is_closed() -> None:
     """Also when devices fail; a session held open outside stays open."""
     nvml = Recorded(TWO, fails={"nvmlDeviceGetHandleByIndex": LOST})
     with session(nvml) as usable:
         assert usable
-        for ask in (read_gpus, why_none):
+        for ask in (read_gpus, read_live, driver_version, why_none):
             ask(nvml)
         read_gpu("GPU-gone", nvml)
         process_bytes("GPU-h200", 1, nvml)

@@ -77,14 +77,18 @@ def _serve(spec: Spec, link: Link, page: StatusPage) -> int:
     started = time.monotonic()
     page.enter(Phase.LOADING)
     link.send(event="loading")
-    model = load_target(spec.target, spec.settings)
-    max_batch_size = spec.max_batch_size or model.max_batch_size
-    max_wait_s = model.max_batch_wait if spec.max_batch_wait_s is None else spec.max_batch_wait_s
-    engine = Engine(model, max_batch_size, alive=lambda: page.progress(time.monotonic_ns()))
-    engine.load(spec.device)
-    loaded = time.monotonic()
-    page.enter(Phase.WARMING)
-    batches = engine.warmup()
+    with device.metered() as meter:
+        model = load_target(spec.target, spec.settings)
+        meter.before_load()
+        max_batch_size = spec.max_batch_size or model.max_batch_size
+        max_wait_s = model.max_batch_wait if spec.max_batch_wait_s is None else spec.max_batch_wait_s
+        engine = Engine(model, max_batch_size, alive=lambda: page.progress(time.monotonic_ns()))
+        engine.load(spec.device)
+        meter.after_load()
+        loaded = time.monotonic()
+        page.enter(Phase.WARMING)
+        batches = engine.warmup(meter.held_bytes)
+        meter.after_warmup()
     link.send(
         event="ready",
         load_s=loaded - started,
@@ -93,6 +97,7 @@ def _serve(spec: Spec, link: Link, page: StatusPage) -> int:
         max_batch_size=max_batch_size,
         timeout_s=model.timeout,
         **device.memory(),
+        **meter.facts(),
     )
     ready = {
         "replica": spec.replica,

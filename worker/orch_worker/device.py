@@ -1,11 +1,15 @@
-"""What torch says of the device, asked only where the model has brought torch with it."""
+"""What torch says of the device, asked only where the model has brought torch with it; and what the driver says."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from orch.planning.footprint import MIN_DEVICE_BYTES
 
 
 def _cuda() -> Any:
@@ -51,3 +55,85 @@ def memory() -> dict[str, int]:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     facts["resident_bytes"] = pages * os.sysconf("SC_PAGE_SIZE")
     return facts
+
+
+class Meter:
+    """Device bytes that this process holds: at any time, and noted at three stages of its start.
+
+    `process_bytes` and `free_bytes` answer for the device as the driver does, or None; `torch` for the module, or None
+    while nobody has imported it. Made before the process touches the device. On the CPU all of them answer None.
+    """
+
+    def __init__(
+        self,
+        process_bytes: Callable[[], int | None] = lambda: None,
+        free_bytes: Callable[[], int | None] = lambda: None,
+        torch: Callable[[], Any] = lambda: None,
+    ) -> None:
+        self._process_bytes, self._free_bytes, self._torch = process_bytes, free_bytes, torch
+        self._free_at_start = free_bytes()
+        # Without a context we hold nothing: a figure now is that of another process, which has our number outside of
+        # our namespace.
+        self._is_listed_as_us = process_bytes() is None
+        self._facts: dict[str, int] = {}
+
+    def held_bytes(self) -> int | None:
+        """The driver's figure for this process, else what the device's free memory has fallen by since the start.
+
+        The fall is the driver's too, not torch's: asking torch for free memory would make the context to be measured.
+        """
+        if self._is_listed_as_us and (told := self._process_bytes()):
+            return told
+        free = self._free_bytes()
+        return None if free is None or self._free_at_start is None else max(0, self._free_at_start - free)
+
+    def before_load(self) -> None:
+        """The target is imported. Make the context now, alone, if it brought torch and made none itself."""
+        torch = self._torch()
+        if torch is None or torch.cuda.is_initialized() or not torch.cuda.is_available():
+            return
+        torch.cuda.init()
+        torch.cuda.synchronize()  # init() alone only promises a context
+        held = self.held_bytes()
+        if held is not None and held >= MIN_DEVICE_BYTES:  # less is no context, but a neighbour that has let go
+            self._facts["context_bytes"] = held
+
+    def after_load(self) -> None:
+        """The weights are there."""
+        self._note("loaded_bytes")
+        torch = self._torch()
+        if torch is not None and torch.cuda.is_initialized():
+            self._facts["torch_loaded_bytes"] = int(torch.cuda.memory_reserved())
+
+    def after_warmup(self) -> None:
+        """The largest batch has run."""
+        self._note("warm_bytes")
+
+    def facts(self) -> dict[str, int]:
+        """What was noted, by name; what is not known is left out."""
+        return dict(self._facts)
+
+    def _note(self, name: str) -> None:
+        synchronize()
+        if (held := self.held_bytes()) is not None:
+            self._facts[name] = held
+
+
+@contextlib.contextmanager
+def metered(environ: Mapping[str, str] = os.environ) -> Iterator[Meter]:
+    """A meter for the one GPU that this process sees, the driver kept open meanwhile; on the CPU it knows nothing.
+
+    The supervisor names the GPU by its UUID in CUDA_VISIBLE_DEVICES.
+    """
+    uuid = environ.get("CUDA_VISIBLE_DEVICES", "")
+    if not uuid.startswith(("GPU-", "MIG-")) or "," in uuid:
+        yield Meter()
+        return
+    from orch.planning import gpu  # its 25 ms are for workers that have a GPU
+
+    def free_bytes() -> int | None:
+        found = gpu.read_gpu(uuid)
+        return None if found is None or found.total_bytes is None else found.free_bytes
+
+    with gpu.session():
+        yield Meter(lambda: gpu.process_bytes(uuid, os.getpid()), free_bytes, lambda: sys.modules.get("torch"))

@@ -16,8 +16,12 @@ from orch_worker.target import describe
 
 log = logging.getLogger(__name__)
 
-# Full batches at warm-up: the first pays for compilation and workspaces, the second shows the settled state.
+# Full batches at warm-up, at least: the first pays for compilation and workspaces, the second shows the settled state.
 WARMUP_BATCHES = 2
+# At most: libraries that try out kernels, and compilers, are done after three or four; what still grows then leaks.
+MAX_WARMUP_BATCHES = 8
+# Settled: a batch that adds no more than this share. Allocators round up by as much; a plan's headroom is larger.
+SETTLED_GROWTH = 0.01
 
 
 class DeviceLost(Exception):
@@ -52,17 +56,25 @@ class Engine:
         self._model.load(device_name)
         self._stay_parent()
 
-    def warmup(self) -> int:
-        """Run the model's samples in full batches. Returns how many batches ran; what predict raises passes through."""
+    def warmup(self, held_bytes: Callable[[], int | None] = lambda: None) -> int:
+        """Run the model's samples in full batches until the device bytes held grow no more, as far as they are known.
+
+        Returns how many batches ran; what predict raises passes through.
+        """
         samples = self._model.warmup()
         self._stay_parent()
         if not samples:
             return 0
         full = list(islice(cycle(samples), self._max_batch_size))
-        for _ in range(WARMUP_BATCHES):
+        held = 0
+        for count in range(1, MAX_WARMUP_BATCHES + 1):
             self._outputs(full)
             device.synchronize()
-        return WARMUP_BATCHES
+            before, held = held, held_bytes() or 0
+            if count >= WARMUP_BATCHES and held <= before * (1 + SETTLED_GROWTH):
+                return count
+        log.warning("after %d batches of warm-up each still takes more device memory", MAX_WARMUP_BATCHES)
+        return MAX_WARMUP_BATCHES
 
     def run(self, rows: Sequence[Row]) -> list[Any]:
         """An output, or a Failure, for each row, in order.

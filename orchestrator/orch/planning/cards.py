@@ -8,9 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from orch.errors import ConfigError
 from orch.planning.sizes import GIB, MIB, parse_size
+
+ComputeMode = Literal["DEFAULT", "EXCLUSIVE_PROCESS", "PROHIBITED"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,9 @@ class Gpu:
     reserved_bytes: held by the driver itself; 0 where the driver cannot tell it from `used_bytes`.
     used_bytes: held by processes, ours included, so that total = reserved + used + free.
     numa_node: the host's memory node nearest to the card, None where there is only one or none is known.
+    compute_mode: who may hold a context here: any process, one at a time, none. None where the driver does not say.
+    compute_capability: (9, 0) for an H200; None where the driver does not say.
+    cpu_affinity: the numbers of the cores near the card; empty where none are known, or for a card planned for.
     """
 
     index: int
@@ -44,6 +50,9 @@ class Gpu:
     numa_node: int | None = None
     mig: bool = False
     processes: tuple[GpuProcess, ...] = ()
+    compute_mode: ComputeMode | None = None
+    compute_capability: tuple[int, int] | None = None
+    cpu_affinity: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,15 +27,38 @@ class How(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Parts:
+    """What a footprint on a device is made of. The four add up to it.
+
+    context_bytes: the CUDA context, before the model is loaded; 0 where nobody could tell it from the weights.
+    weights_bytes: what loading added.
+    activation_bytes: what warm-up at the largest batch added: activations, workspaces, kernels, graphs.
+    other_bytes: what came neither before, while loading, nor in warm-up.
+    """
+
+    context_bytes: int
+    weights_bytes: int
+    activation_bytes: int
+    other_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """The footprint they are parts of."""
+        return self.context_bytes + self.weights_bytes + self.activation_bytes + self.other_bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Footprint:
     """What one replica costs: bytes of device memory (0 on a machine without GPUs) and of the host's memory.
 
-    `host_bytes` is None while nobody measured it; the host's memory then limits nothing yet.
+    `host_bytes` is None while nobody measured it; the host's memory then limits nothing yet. `parts` is None where the
+    worker could not follow its own growth, and for what is declared.
     """
 
     device_bytes: int
     host_bytes: int | None
     how: How
+    parts: Parts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +70,8 @@ class Measurement:
     disturbed: another process on the device came, went or changed its memory meanwhile.
     torch_reserved_bytes: the peak of what torch's allocator took from the device.
     context_bytes: what the device lost when the process made its CUDA context, before the model was loaded.
+    loaded_bytes: what the process held when the model was loaded; torch_loaded_bytes: how much of it torch reserved.
+    warm_bytes: what the process held after warm-up.
     host_bytes: resident memory of the process.
     """
 
@@ -55,6 +80,9 @@ class Measurement:
     disturbed: bool = False
     torch_reserved_bytes: int | None = None
     context_bytes: int | None = None
+    loaded_bytes: int | None = None
+    torch_loaded_bytes: int | None = None
+    warm_bytes: int | None = None
     host_bytes: int | None = None
 
 
@@ -82,10 +110,63 @@ def believe(seen: Measurement) -> Footprint | None:
     """
     floor = max(1, seen.torch_reserved_bytes or 0)
     if seen.process_bytes is not None and seen.process_bytes >= floor:
-        return Footprint(seen.process_bytes, seen.host_bytes, How.PROCESS)
+        return _of(seen.process_bytes, How.PROCESS, seen)
     if seen.device_fell_bytes is not None and seen.device_fell_bytes >= floor and not seen.disturbed:
-        return Footprint(seen.device_fell_bytes, seen.host_bytes, How.DEVICE)
+        return _of(seen.device_fell_bytes, How.DEVICE, seen)
     if seen.torch_reserved_bytes is not None:
         context = ASSUMED_CONTEXT_BYTES if seen.context_bytes is None else seen.context_bytes
-        return Footprint(seen.torch_reserved_bytes + context, seen.host_bytes, How.TORCH)
+        return _of(seen.torch_reserved_bytes + context, How.TORCH, seen)
     return None
+
+
+def explain(footprint: Footprint) -> str:
+    """The sum for people, how it was measured, and what makes it smaller.
+
+    "612.0 MiB context + 86.0 MiB weights + 700.0 MiB activations and workspaces = 1.4 GiB, measured as what the driver
+    counts for the process; lower --max-batch-size for less"
+    """
+    total = format_size(footprint.device_bytes or footprint.host_bytes or 0)
+    if footprint.how is How.DECLARED:
+        return f"{total}, {footprint.how}"
+    parts = footprint.parts
+    if parts is None:
+        return f"{total}, measured as {footprint.how}"
+    named = (
+        (parts.context_bytes, "context"),
+        (parts.weights_bytes, "weights" if parts.context_bytes else "context and weights"),
+        (parts.activation_bytes, "activations and workspaces"),
+        (parts.other_bytes, "other"),
+    )
+    terms = " + ".join(f"{format_size(num_bytes)} {name}" for num_bytes, name in named if num_bytes)
+    return f"{terms} = {total}, measured as {footprint.how}; {_knob(parts)}"
+
+
+def _of(device_bytes: int, how: How, seen: Measurement) -> Footprint:
+    return Footprint(device_bytes, seen.host_bytes, how, _divide(device_bytes, seen))
+
+
+def _divide(total_bytes: int, seen: Measurement) -> Parts | None:
+    """The total shared out in the order in which it grew; no stage takes more than those before it have left.
+
+    The stages and the total may come from different sources, and a device's free memory moves for others' reasons.
+    """
+    if seen.loaded_bytes is None or seen.warm_bytes is None:
+        return None
+    context = seen.context_bytes
+    if context is None:
+        # A model that imports torch only while it loads: what is not torch's is the context and its kernels.
+        context = seen.loaded_bytes - seen.torch_loaded_bytes if seen.torch_loaded_bytes else 0
+    reached = [0]
+    for stage_bytes in (context, seen.loaded_bytes, seen.warm_bytes):
+        reached.append(min(max(reached[-1], stage_bytes), total_bytes))
+    _, context, loaded, warm = reached
+    return Parts(context, loaded - context, warm - loaded, total_bytes - warm)
+
+
+def _knob(parts: Parts) -> str:
+    largest = max(parts.context_bytes, parts.weights_bytes, parts.activation_bytes)
+    if parts.activation_bytes == largest:
+        return "lower --max-batch-size for less"
+    if parts.weights_bytes == largest:
+        return "weights of a smaller type take less, and so does a lower --max-batch-size"
+    return "most of it is the price of a process, whatever the model"

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from orch.config import Config
+from orch.errors import Exit
 from orch.link import Message
 from orch.page import Phase, StatusPage
 from orch.planning.footprint import Footprint
 from orch.supervising import measure
 from orch.supervising.events import Event
+from orch.supervising.mps import Mps
 from orch.supervising.output import Lines
 from orch.supervising.process import INSTANCE_VARIABLE, WORKER_VARIABLE, Child, kill_marked
 from orch.supervising.reactor import Reactor
@@ -27,6 +29,8 @@ THREAD_VARIABLES = (
 # than a wake-up costs, and no rarer than a person would wait.
 LOOKS_PER_TIMEOUT = 50
 MIN_LOOK_S, MAX_LOOK_S = 0.05, 5.0
+# A fence beyond what was measured: allocators round up, and kernels are loaded late.
+FENCE_FACTOR, FENCE_MARGIN_BYTES = 1.05, 256 * 2**20
 
 
 @dataclass(slots=True)
@@ -42,6 +46,8 @@ class Running:
     timeout_s: float = 0.0
     message: str = ""
     hung: bool = False
+    fence_bytes: int | None = None
+    elsewhere: str = ""
     load_s: float = 0.0
 
 
@@ -84,12 +90,14 @@ class Fleet:
         self._pages_fd, self._environ = pages_fd, environ
         self._reactor, self._owner, self._clock = reactor, owner, clock
         self.threads = 1
+        self.mps: Mps | None = None
         self.device_names: Mapping[str, str] = {}
         self.starting_allowed = True
         self._last_look = 0.0
         self.replicas: dict[str, Replica] = {}
         self.running: dict[str, Running] = {}
         self._footprints: dict[str, Footprint] = {}
+        self._told: dict[str, State] = {}
 
     # --- the set -------------------------------------------------------------------------------------------------
 
@@ -148,7 +156,13 @@ class Fleet:
             if self.in_state(State.READY):
                 self._owner.wants_loads()
         if self.starting_allowed and not self.in_state(State.STARTING, State.LOADING):
-            waiting = [replica for replica in self.replicas.values() if replica.may_start(now)]
+            falling = {self.replicas[each].device for each, running in self.running.items() if running.elsewhere}
+            waiting = [
+                replica
+                for replica in self.replicas.values()
+                if replica.may_start(now)
+                and replica.device not in falling  # the server takes nobody until all are gone
+            ]
             if waiting:
                 replica = waiting[0]
                 before = replica.state
@@ -191,7 +205,7 @@ class Fleet:
             running.hung = True
             text = f"{replica_id}: {why}; the limit is {running.timeout_s:g} s (--timeout); killed"
             self._owner.report(Event("warning", text, replica_id))
-            running.child.signal(signal.SIGKILL)
+            self._kill(running)
 
     # --- processes -----------------------------------------------------------------------------------------------
 
@@ -203,26 +217,57 @@ class Fleet:
             elif action is Action.TERMINATE and running is not None:
                 running.child.signal(signal.SIGTERM)
             elif action is Action.KILL and running is not None:
-                running.child.signal(signal.SIGKILL)
+                self._kill(running)
         if Action.SPAWN in actions or Action.DRAIN in actions:
             self._owner.changed()
+
+    def unfenced(self) -> list[str]:
+        """Replicas that MPS lets take all the memory there is, among several on their GPU."""
+        if self.mps is None or len(self.replicas) == 1:
+            return []
+        return [
+            replica_id
+            for replica_id, running in self.running.items()
+            if running.fence_bytes is None and self.replicas[replica_id].device != measure.CPU
+        ]
+
+    def _kill(self, running: Running) -> None:
+        if self.mps is not None:
+            self.mps.terminate_client(running.child.pid)
+        running.child.signal(signal.SIGKILL)
+
+    def _fence(self, replica: Replica) -> int | None:
+        """Device memory that MPS lets a replica have: what the largest so far costs, and a margin. None: unmeasured."""
+        footprint = self.largest_footprint()
+        if self.mps is None or replica.device == measure.CPU or footprint is None:
+            return None
+        return int(footprint.device_bytes * FENCE_FACTOR) + FENCE_MARGIN_BYTES
+
+    def sacrifice(self, device: str, why: str) -> None:
+        """A fault has taken every client of a GPU along: end them all, so that the server recovers."""
+        for replica_id, running in self.running.items():
+            if self.replicas[replica_id].device == device and not running.elsewhere:
+                running.elsewhere = why
+                running.child.signal(signal.SIGKILL)
 
     def _spawn(self, replica: Replica) -> None:
         page = StatusPage(self._pages_fd, replica.slot)
         page.clear()
         on_gpu = replica.device != measure.CPU
+        fence_bytes = self._fence(replica)
         environ = {
             **self._environ,
             **dict.fromkeys(THREAD_VARIABLES, str(self.threads)),
             "PYTHONUNBUFFERED": "1",
             "CUDA_VISIBLE_DEVICES": replica.device if on_gpu else "",
+            **(self.mps.environ(fence_bytes, self._config.mps_thread_percentage) if self.mps and on_gpu else {}),
             **self._config.env,
             WORKER_VARIABLE: self._mark(replica),
         }
         free_before = measure.free_bytes(replica.device)
         child = Child("orch_worker", [self._pages_fd], environ)
         lines = Lines(child.output.read, lambda line: self._owner.printed(replica.id, line))
-        self.running[replica.id] = Running(child, page, lines, self._clock(), free_before)
+        self.running[replica.id] = Running(child, page, lines, self._clock(), free_before, fence_bytes=fence_bytes)
         self._reactor.add_lines(child.output, lines)
         self._reactor.add(child.link, lambda: self._read(replica))
         self._reactor.add(child.pidfd, lambda: self._died(replica))
@@ -248,6 +293,9 @@ class Fleet:
             match message.get("event"):
                 case "loading":
                     self._perform(replica, replica.loading(now))
+                case "ready" if not self._is_attached(replica, running):
+                    running.message = "it is no client of the MPS server, and would run in turns with the others"
+                    running.child.signal(signal.SIGKILL)
                 case "ready":
                     self._measure(replica, running, message)
                     self._perform(replica, replica.ready(now))
@@ -258,6 +306,11 @@ class Fleet:
         self._tell(replica, before)
         if before is not State.READY and replica.state is State.READY:
             self._owner.became_ready(replica)
+
+    def _is_attached(self, replica: Replica, running: Running) -> bool:
+        if self.mps is None or replica.device == measure.CPU:
+            return True
+        return self.mps.is_attached(running.child.pid)
 
     def _measure(self, replica: Replica, running: Running, facts: Message) -> None:
         running.load_s = self._clock() - running.started_at
@@ -280,8 +333,11 @@ class Fleet:
         answered = running.page.batch_number - bool(tickets) > 0
         running.page.close()
         before = replica.state
+        if code == Exit.DEVICE_LOST and not running.elsewhere and self.mps is not None and self.mps.has_fault():
+            running.elsewhere = "a fault on the GPU, which MPS reports to all of its clients"
+            self.sacrifice(replica.device, running.elsewhere)
         is_last = not [other for other in self.in_state(State.READY) if other is not replica]
-        death = Death(code, answered=answered, hung=running.hung, message=running.message)
+        death = Death(code, answered=answered, hung=running.hung, message=running.message, elsewhere=running.elsewhere)
         blame = replica.died(death, self._clock(), is_last=is_last, jitter=random.random())
         self._owner.lost(replica, blame, tickets)
         self._owner.changed()
@@ -292,10 +348,14 @@ class Fleet:
         for replica in self.in_state(State.STOPPED):
             del self.replicas[replica.id]
             self._footprints.pop(replica.id, None)
+            self._told.pop(replica.id, None)
 
     def _tell(self, replica: Replica, before: State) -> None:
         """One line for every change of state, here and nowhere else."""
-        if replica.state is before or replica.state is State.STARTING:
+        if replica.state in (before, self._told.get(replica.id)):
+            return
+        self._told[replica.id] = replica.state
+        if replica.state is State.STARTING:  # says nothing that LOADING will not say
             return
         running = self.running.get(replica.id)
         data: dict[str, Any] = {
@@ -309,7 +369,7 @@ class Fleet:
         if replica.state is State.BACKOFF:
             text += f"; starts again in {max(0.0, replica.start_at - self._clock()):.1f} s"
         if replica.state is State.QUARANTINED:
-            text += f"; `orch restart {replica.id}` tries again"
+            text += f"; `orch restart {replica.id} --name {self._config.name}` tries again"
         self._owner.report(Event("replica", text, replica.id, data))
 
     def footprint_bytes(self, replica_id: str) -> int | None:

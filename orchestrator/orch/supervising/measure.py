@@ -29,7 +29,16 @@ def footprint_of(pid: int, device: str, free_before: int | None, facts: Mapping[
         Measurement(
             process_bytes=gpu.process_bytes(device, pid),
             device_fell_bytes=fell,
-            torch_reserved_bytes=int(facts.get("torch_reserved_bytes", 0)) or None,
+            torch_reserved_bytes=_bytes(facts, "torch_reserved_bytes"),
+            context_bytes=_bytes(facts, "context_bytes"),
+            loaded_bytes=_bytes(facts, "loaded_bytes"),
+            torch_loaded_bytes=_bytes(facts, "torch_loaded_bytes"),
+            warm_bytes=_bytes(facts, "warm_bytes"),
             host_bytes=host_bytes,
         )
     )
+
+
+def _bytes(facts: Mapping[str, Any], name: str) -> int | None:
+    """A worker leaves out what it does not know; nothing that it holds is 0 bytes large."""
+    return int(facts.get(name, 0)) or None

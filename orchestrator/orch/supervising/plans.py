@@ -26,6 +26,7 @@ class Plans:
         self._config = config
         # What people call the devices, by what they are known by: {"GPU-5d2f...": "cuda:0"}.
         self.gpu_names = {each.uuid: f"cuda:{each.index}" for each in gpus_for(config)}
+        self.max_clients: int | None = None  # of one GPU's MPS server, where there is one
         self.plan = self._make(config.replicas, None, {})
 
     def renew(
@@ -55,6 +56,7 @@ class Plans:
                 footprint=footprint,
                 wanted=wanted,
                 gpu_utilization=config.gpu_utilization,
+                max_clients_per_gpu=self.max_clients,
                 ours_bytes=ours,
             )
         )

@@ -77,13 +77,14 @@ class Rung(enum.IntEnum):
 class Death:
     """How a process ended. exit_code: as of `Popen.returncode`, negative for a signal. hung: we killed it for that.
 
-    answered: it had finished at least one batch.
+    answered: it had finished at least one batch. elsewhere: what began outside of it and took it along.
     """
 
     exit_code: int
     answered: bool = False
     hung: bool = False
     message: str = ""
+    elsewhere: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class Blame:
     text: str
     counts: bool
     convicts: bool
+    group: bool = False  # one of several that died together: what each of them ran is suspect
 
 
 @dataclass(slots=True)
@@ -199,7 +201,8 @@ class Replica:
             self.restarts += comes_back
             self._enter(State.PLANNED if comes_back else State.STOPPED, blame.text, now)
             return blame
-        self.flaps = 0 if healthy else self.flaps + 1
+        if healthy or not death.elsewhere:
+            self.flaps = 0 if healthy else self.flaps + 1
         self.restarts += 1
         code = Exit.MODEL_LOAD if timed_out else death.exit_code
         self.last_exit_code = code
@@ -241,6 +244,8 @@ class Replica:
     def _blame(self, death: Death) -> Blame:
         if self._ordered:
             return Blame("was stopped by orch", counts=False, convicts=False)
+        if death.elsewhere:
+            return Blame(f"fell with its group ({death.elsewhere})", counts=False, convicts=False, group=True)
         if death.hung:
             return Blame("hung and was killed", counts=True, convicts=True)
         if death.exit_code == -SIGKILL:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 import uuid
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from orch.config import Config, check
 from orch.errors import ConfigError, DoesNotFit, Exit, NotRunning, OrchError, StartFailed
 from orch.link import Message
 from orch.planning import gpu
-from orch.supervising import control, status
+from orch.planning.devices import gpus_for
+from orch.supervising import control, mps, status
 from orch.supervising.balancer import Balancer
 from orch.supervising.events import Event
 from orch.supervising.fleet import Fleet
@@ -95,6 +97,7 @@ class Supervisor:
         self._directory = files.path
         if files.moved_from is not None:
             self.report(Event("warning", f"{files.moved_from} is too long for a socket; using {files.path}"))
+        self._mps_facts: dict[str, Any] = {"state": "off", "reason": "no GPU"}
         self._gpu_locks = GpuLocks(list(self._plans.gpu_names))
         cleanup.callback(self._gpu_locks.release)
         instance_id = uuid.uuid4().hex
@@ -108,10 +111,53 @@ class Supervisor:
         self.report(self._plans.event())
         self._fleet = Fleet(config, self._worker_spec(), pages_fd, environ, self._reactor, self, self._clock)
         self._fleet.device_names = self._plans.gpu_names
+        self._environ = environ
+        if self._plans.gpu_names:
+            self._start_mps()
+            cleanup.callback(self._stop_mps)
         self._fleet.threads = self._plans.plan.threads_per_replica
         self._fleet.starting_allowed = False  # until the balancer listens and the GPUs are ours to plan on
         self._fleet.add(self._plans.devices()[0])  # replica 0, by which the others are planned
         self._balancer = Balancer(self._balancer_settings(), pages_fd, environ, self._reactor, self, self._clock)
+
+    def _start_mps(self) -> None:
+        """Before replica 0, where it is asked for, or may help and can be had; else say why replicas run in turns."""
+        config, mode = self._config, self._config.mps
+        if mode == "off" or (mode == "auto" and config.replicas == 1):
+            self._mps_facts = {"state": "off", "reason": "--mps off" if mode == "off" else "one replica needs none"}
+            return
+        reason = mps.why_not(gpus_for(config))
+        if reason is None:
+            try:
+                self._fleet.mps = mps.Mps(
+                    self._directory, list(self._plans.gpu_names), self._environ, self._reactor, self
+                )
+                self._fleet.mps.wait_until_up()
+            except (OSError, subprocess.SubprocessError) as err:
+                reason = f"the control daemon did not start: {err}"
+                self._stop_mps()
+        self._mps_facts = {"state": "on" if reason is None else "off", "reason": reason}
+        self._plans.max_clients = mps.MAX_CLIENTS if reason is None else None
+        if reason is None:
+            self.report(Event("mps", "CUDA MPS is on: the replicas of a GPU run at the same time"))
+        elif mode == "on":
+            raise ConfigError(f"mps = on: {reason}; use --mps auto to go on without")
+        else:
+            self.report(Event("warning", f"CUDA MPS cannot be used ({reason}): the replicas of a GPU run in turns"))
+
+    def _stop_mps(self) -> None:
+        if self._fleet.mps is not None:
+            self._fleet.mps.close()
+            self._fleet.mps = None
+
+    def mps_died(self, what: str) -> None:
+        """Its clients are lost: end them, start another daemon, and let them come back."""
+        self.report(Event("warning", f"{what} died: all replicas on its GPUs are started again"))
+        for device in self._plans.gpu_names:
+            self._fleet.sacrifice(device, f"{what} died")
+        self._stop_mps()
+        if not self._stopping:
+            self._start_mps()
 
     def _worker_spec(self) -> dict[str, Any]:
         config = self._config
@@ -211,6 +257,8 @@ class Supervisor:
             return
         self._served = True
         self._gpu_locks.release()
+        # Replica 0 ran before anybody knew what it costs: now it gets its fence like the others.
+        self._restarting += [each for each in self._fleet.unfenced() if each not in self._restarting]
         count = f"{len(ready)} replica{'s' if len(ready) > 1 else ''}"
         took_s = time.time() - self._started_at
         text = f"{self._config.name} serves {self._model} with {count} at {self._endpoint} (after {took_s:.1f} s)"
@@ -252,6 +300,7 @@ class Supervisor:
             cause=blame.text,
             counts=blame.counts,
             convicts=blame.convicts,
+            group=blame.group,
             running=list(tickets),
         )
         if not self._ever_ready and not self._stopping:
@@ -358,7 +407,14 @@ class Supervisor:
             raise NotRunning(f"{self._config.name} is {self._state()}; scale it when it is READY")
         have = len(self._fleet.replicas)
         if wanted > have:
-            self._renew_plan(wanted)
+            if not self._gpu_locks.acquire():  # let go again when every replica has had its turn
+                raise ConfigError("another instance is starting on the same GPU; scale again when it is READY")
+            try:
+                self._renew_plan(wanted)
+            except OrchError:
+                if self._served:
+                    self._gpu_locks.release()
+                raise
             self._served = False
         # The youngest leave first; those that do not run go before those that do.
         order = sorted(self._fleet.replicas.values(), key=lambda each: (each.state is State.READY, -each.slot))
@@ -400,6 +456,7 @@ class Supervisor:
             "started_at": self._started_at,
             "uptime_s": time.time() - self._started_at,
             "plan": status.plan_facts(self._plans.plan),
+            "mps": self._mps_facts,
             "balancer": {"pid": self._balancer.pid, "restarts": self._balancer.restarts},
             "replicas": status.replica_facts(self._fleet, self._stats),
             "queue": status.queue_facts(self._stats),
