@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket as sockets
 from collections.abc import Collection
 from typing import Any
 
@@ -39,11 +40,23 @@ def bind(
         socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
     for endpoint in endpoints:
+        if endpoint.startswith("ipc://") and _is_listened_to(endpoint.removeprefix("ipc://")):
+            raise AddressInUse(f"cannot listen on {endpoint}: another process does; choose another --listen")
         try:
             socket.bind(endpoint)
         except zmq.ZMQError as err:
             raise AddressInUse(f"cannot listen on {endpoint}: {err.strerror}; choose another --listen") from err
     return socket
+
+
+def _is_listened_to(path: str) -> bool:
+    """Whether a process is there: libzmq takes a path over even from the living."""
+    with sockets.socket(sockets.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
 
 
 def receive(socket: zmq.Socket[bytes], known: Collection[bytes]) -> tuple[bytes, Any, list[zmq.Frame]] | None:

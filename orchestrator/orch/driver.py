@@ -25,6 +25,10 @@ CLOSED = "the client was closed before the answer came"
 UNWATCHED_S = 0.05
 
 
+class Refused(Exception):
+    """The balancer answered our HELLO with an error."""
+
+
 class Driver:
     """Owns the connection and the unanswered calls of one client in one process.
 
@@ -45,6 +49,7 @@ class Driver:
         self._waiting = False  # it sleeps, and wants to be woken
         self._calls = Calls()
         self._connection: Connection | None = None
+        self._farewell = ""
         self._welcomed = False  # on the present connection
         self._lost_at: float | None = None
         self._idle_since = 0.0
@@ -179,10 +184,14 @@ class Driver:
             alive = connection.wait(0.0 if ready else self._sleep_s())
         finally:
             self._waiting = False
-        if self._take_all(connection) and not alive:
+        connected = self._take_all(connection)
+        if connected and not alive:
             self._lost(connection)
         calls.expire(time.monotonic())
-        self._check_patience()
+        patience = self._patience()
+        if connected and patience is not None and time.monotonic() > patience:
+            self._part(connection)  # the next call looks for the instance anew
+            self._fail(NotRunning(f"the instance did not come back within {RECONNECT_S:g} s"))
 
     def _send(self, connection: Connection) -> None:
         calls = self._calls
@@ -199,16 +208,21 @@ class Driver:
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _take_all(self, connection: Connection) -> bool:
-        """Read what has arrived. False: the balancer has said GOODBYE, and the connection is given up."""
+        """Read what has arrived. False: the balancer wants nothing of us any more, and the connection is given up."""
         try:
             for record in connection.receive():
                 if record.kind == Kind.HELLO:  # it does not know us: another epoch, or it had given us up
                     self._lost(connection)
                     break
-                if record.kind == Kind.GOODBYE:  # the instance was stopped; perhaps it is there again already
+                if record.kind == Kind.GOODBYE:  # perhaps it is there again already
+                    self._farewell = "was stopped"
                     self._part(connection)
                     return False
                 self._take(record)
+        except Refused as err:
+            self._farewell = f"refused this client: {err}"
+            self._part(connection)
+            return False
         except RemoteProtocolError as err:
             self._fail(err)
         return True
@@ -221,6 +235,8 @@ class Driver:
             self._lost_at = None
         elif record.kind == Kind.ERROR and record.request_id == 0:
             fields = wire.read_map(record.body, wire.ERROR_FIELDS)
+            if not self._welcomed:
+                raise Refused(fields["message"])
             self._fail(ProtocolError(f"the balancer refused what this client sent: {fields['message']}"))
         else:
             self._calls.take(record)
@@ -248,7 +264,7 @@ class Driver:
             if not alive:
                 connection.reopen()
             if not self._take_all(connection):
-                raise NotRunning(f"the instance at {endpoint} is stopping")
+                raise NotRunning(f"the instance at {endpoint} {self._farewell}")
         self._idle_since = time.monotonic()
 
     def _connect_again(self) -> None:
@@ -276,12 +292,6 @@ class Driver:
 
     def _patience(self) -> float | None:
         return None if self._lost_at is None else self._lost_at + RECONNECT_S
-
-    def _check_patience(self) -> None:
-        patience = self._patience()
-        if patience is not None and time.monotonic() > patience:
-            self._fail(NotRunning(f"the instance did not come back within {RECONNECT_S:g} s"))
-            self._lost_at = time.monotonic()
 
     def _fail(self, error: OrchError) -> None:
         kind, text = type(error), str(error)

@@ -38,7 +38,7 @@ class Exit(enum.IntEnum):
     USAGE = 2
     BAD_CONFIG = 3  # also: the target cannot be imported. Never restarted: nothing would change
     MODEL_LOAD = 4  # load() or warmup() raised, or took longer than load_timeout. Restarted once
-    OUT_OF_MEMORY = 5  # at load or warm-up. Answered with a new plan
+    OUT_OF_MEMORY = 5  # at load or warm-up. Restarted once
     DOES_NOT_FIT = 6
     ALREADY_RUNNING = 7
     NOT_RUNNING = 8

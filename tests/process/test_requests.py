@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,8 +78,11 @@ def test_the_default_instance_is_found_by_its_name(place: Place, monkeypatch: py
 
 def test_tcp_on_loopback_serves_as_well(place: Place) -> None:
     """--listen adds an endpoint."""
-    instance = place.up("plain.py:Echo", "--listen=tcp://127.0.0.1:18765")
-    with Client("tcp://127.0.0.1:18765") as client:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    instance = place.up("plain.py:Echo", f"--listen={endpoint}")
+    with Client(endpoint) as client:
         assert client.request("hello", timeout=5) == "hello"
         array = np.arange(1_000_000)
         assert np.array_equal(client.request(array, timeout=10), array)

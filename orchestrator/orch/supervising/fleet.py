@@ -283,9 +283,9 @@ class Fleet:
         is_last = not [other for other in self.in_state(State.READY) if other is not replica]
         death = Death(code, answered=answered, hung=running.hung, message=running.message)
         blame = replica.died(death, self._clock(), is_last=is_last, jitter=random.random())
+        self._tell(replica, before)
         self._owner.lost(replica, blame, tickets)
         self._owner.changed()
-        self._tell(replica, before)
         self._forget_stopped()
 
     def _forget_stopped(self) -> None:
@@ -309,7 +309,7 @@ class Fleet:
         if replica.state is State.BACKOFF:
             text += f"; starts again in {max(0.0, replica.start_at - self._clock()):.1f} s"
         if replica.state is State.QUARANTINED:
-            text += f"; `orch restart {replica.id}` tries again"
+            text += f"; `orch restart {replica.id} --name {self._config.name}` tries again"
         self._owner.report(Event("replica", text, replica.id, data))
 
     def footprint_bytes(self, replica_id: str) -> int | None:

@@ -358,7 +358,14 @@ class Supervisor:
             raise NotRunning(f"{self._config.name} is {self._state()}; scale it when it is READY")
         have = len(self._fleet.replicas)
         if wanted > have:
-            self._renew_plan(wanted)
+            if not self._gpu_locks.acquire():  # let go again when every replica has had its turn
+                raise ConfigError("another instance is starting on the same GPU; scale again when it is READY")
+            try:
+                self._renew_plan(wanted)
+            except OrchError:
+                if self._served:
+                    self._gpu_locks.release()
+                raise
             self._served = False
         # The youngest leave first; those that do not run go before those that do.
         order = sorted(self._fleet.replicas.values(), key=lambda each: (each.state is State.READY, -each.slot))
