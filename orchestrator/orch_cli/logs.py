@@ -42,13 +42,15 @@ def logs(replica: str | None, follow: bool, lines: str, name: str | None) -> Non
         raise NotRunning(f"{instance} has left no logs in {directory}; did it ever run? see orch up")
     if replica is not None and replica not in sources and not follow:
         raise ConfigError(f"there are no logs of {replica} in {directory}; there are: {', '.join(sources)}")
-    for source in sources if replica is None else (replica,):
-        for line in last_lines(directory / f"{source}.log", int(lines)):
-            _show(source, line)
-    if follow:
-        with contextlib.closing(Follower(directory, replica)) as follower, contextlib.suppress(KeyboardInterrupt):
-            for source, line in follower.lines():
+    with contextlib.closing(Follower(directory, replica)) as follower:
+        for source in sources if replica is None else (replica,):
+            # Up to where the follower begins: a line that is written meanwhile is shown once.
+            for line in last_lines(directory / f"{source}.log", int(lines), follower.begins.get(source)):
                 _show(source, line)
+        if follow:
+            with contextlib.suppress(KeyboardInterrupt):
+                for source, line in follower.lines():
+                    _show(source, line)
 
 
 def log_directory(instance: str) -> Path:
@@ -77,18 +79,28 @@ def rotated(path: Path) -> list[Path]:
     return sorted(older, key=lambda entry: int(entry.suffix[1:]))
 
 
-def last_lines(path: Path, num_lines: int) -> list[bytes]:
-    """The last lines of a log, from as many of its rotated files as that takes."""
+def last_lines(path: Path, num_lines: int, end: int | None = None) -> list[bytes]:
+    """The last lines of a log, from as many of its rotated files as that takes. end: bytes of the newest that count."""
     lines: list[bytes] = []
     for entry in (path, *rotated(path)):
         if len(lines) >= num_lines:
             break
         try:
             with entry.open("rb") as file:
-                lines[:0] = deque((line.rstrip(b"\r\n") for line in file), maxlen=num_lines - len(lines))
+                whole = file if end is None or entry != path else _up_to(file, end)
+                lines[:0] = deque((line.rstrip(b"\r\n") for line in whole), maxlen=num_lines - len(lines))
         except FileNotFoundError:
             continue  # rotated away meanwhile
     return lines
+
+
+def _up_to(file: BinaryIO, end: int) -> Iterator[bytes]:
+    """The lines that end within the first `end` bytes."""
+    for line in file:
+        end -= len(line)
+        if end < 0:
+            return
+        yield line
 
 
 class Follower:
@@ -102,6 +114,7 @@ class Follower:
         self._source = source
         self._open: dict[str, BinaryIO] = {}
         self._partial: dict[str, bytes] = {}
+        self.begins: dict[str, int] = {}  # where it started in the files that were there
         for source_found in self._sources():
             self._reopen(source_found, at_end=True)
 
@@ -138,7 +151,7 @@ class Follower:
         except FileNotFoundError:
             return  # between two files; the next poll finds the new one
         if at_end:
-            file.seek(0, 2)
+            self.begins[source] = file.seek(0, 2)
         self._open[source] = file
 
     def _was_rotated(self, source: str) -> bool:

@@ -90,6 +90,7 @@ class Fleet:
         self.replicas: dict[str, Replica] = {}
         self.running: dict[str, Running] = {}
         self._footprints: dict[str, Footprint] = {}
+        self._told: dict[str, State] = {}
 
     # --- the set -------------------------------------------------------------------------------------------------
 
@@ -283,9 +284,9 @@ class Fleet:
         is_last = not [other for other in self.in_state(State.READY) if other is not replica]
         death = Death(code, answered=answered, hung=running.hung, message=running.message)
         blame = replica.died(death, self._clock(), is_last=is_last, jitter=random.random())
-        self._tell(replica, before)
         self._owner.lost(replica, blame, tickets)
         self._owner.changed()
+        self._tell(replica, before)
         self._forget_stopped()
 
     def _forget_stopped(self) -> None:
@@ -295,7 +296,10 @@ class Fleet:
 
     def _tell(self, replica: Replica, before: State) -> None:
         """One line for every change of state, here and nowhere else."""
-        if replica.state is before or replica.state is State.STARTING:
+        if replica.state in (before, self._told.get(replica.id)):
+            return
+        self._told[replica.id] = replica.state
+        if replica.state is State.STARTING:  # says nothing that LOADING will not say
             return
         running = self.running.get(replica.id)
         data: dict[str, Any] = {
