@@ -293,6 +293,7 @@ class Fleet:
         for replica in self.in_state(State.STOPPED):
             del self.replicas[replica.id]
             self._footprints.pop(replica.id, None)
+            self._told.pop(replica.id, None)
 
     def _tell(self, replica: Replica, before: State) -> None:
         """One line for every change of state, here and nowhere else."""
