@@ -206,6 +206,8 @@ class Back:
     def _bury(self, worker: Worker, cause: Cause, running: tuple[int, ...] | None = None) -> None:
         # What it answered just before its death is already on the way: read it before deciding what to run again.
         self.read(EVERYTHING)
+        if self._workers.get(worker.route) is not worker:
+            return  # buried meanwhile: its process was among those that came back on a new connection
         page = self._pages.pop(worker.replica)
         if running is None:
             running = page.running()

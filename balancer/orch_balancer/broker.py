@@ -25,6 +25,8 @@ from orch_balancer.sockets import LINGER_MS, bind
 FRONT_RCVHWM, BACK_RCVHWM = 64, 1_000
 # How often a peer that does not read is tried again while something waits for it.
 RETRY_MS = 5
+# A deadline may lie centuries ahead; a poll's timeout is a C int of milliseconds.
+MAX_WAIT_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,8 @@ class Broker:
         times = [at for at in (self._back.next_deadline(), self._router.next_deadline()) if at is not None]
         if not times:
             return None
-        return int(max(0.0, min(times) - time.monotonic()) * 1000) + 1  # rounded up: 1 ms late beats a busy loop
+        wait_s = min(MAX_WAIT_S, max(0.0, min(times) - time.monotonic()))
+        return int(wait_s * 1000) + 1  # rounded up: 1 ms late beats a busy loop
 
     def _answer(self, route: bytes, record: Any) -> None:
         self._front.outlet.put(route, record)

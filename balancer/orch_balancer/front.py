@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 # A stream of malformed messages is logged no more often than this.
 LOG_EVERY_S = 1.0
+MAX_DEADLINE_NS = 2**63 - 1
 
 
 class Front:
@@ -108,7 +109,7 @@ class Front:
             kind = record.kind
             if kind == Kind.REQUEST:
                 if record.flags & Flag.BUDGET:
-                    record = _on_our_clock(record)  # noqa: PLW2901
+                    record = on_our_clock(record)  # noqa: PLW2901
                 refused = self._router.admit(session, record, now)
                 if refused is not None:
                     self.outlet.put(session.route, refused)
@@ -120,6 +121,7 @@ class Front:
                 self._back.pass_credit(session.entries.get(record.request_id), record)
             elif kind == Kind.GOODBYE:
                 self._leave(session.route, None)
+                return
             elif kind == Kind.HELLO:
                 self.outlet.put(session.route, self._welcome)
             else:
@@ -151,8 +153,10 @@ class Front:
                 self._leave(session.route, None)
 
 
-def _on_our_clock(request: Record) -> Record:
-    """A request from another host brings what remains of its time, because clocks differ."""
+def on_our_clock(request: Record) -> Record:
+    """A request from another host brings what remains of its time, because clocks differ; 0 or less: nothing."""
     if not request.deadline_ns:
         return request
-    return request._replace(deadline_ns=time.monotonic_ns() + request.deadline_ns, flags=request.flags & ~Flag.BUDGET)
+    # At least 1: 0 would mean no deadline at all. At most what the header holds.
+    deadline_ns = min(max(1, time.monotonic_ns() + request.deadline_ns), MAX_DEADLINE_NS)
+    return request._replace(deadline_ns=deadline_ns, flags=request.flags & ~Flag.BUDGET)

@@ -15,7 +15,7 @@ from orch.errors import AddressInUse
 # beside a flooding one; with 16 it waited 69 ms.
 MAX_PASS = 16
 # Messages that libzmq takes for one peer that does not read them; from then on its outbox counts the bytes.
-SNDHWM = 16
+SNDHWM = 8
 # A TCP peer that is silent this long is gone; a local one is watched by its process.
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5_000, 15_000
 LINGER_MS = 1_000

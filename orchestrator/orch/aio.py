@@ -63,11 +63,12 @@ class AsyncClient:
                 future.cancel()
 
     async def _first(self, window: deque[tuple[Any, asyncio.Future[Any]]], options: dict[str, Any]) -> Any:
-        for _ in range(MAP_RETRIES):
+        for attempt in range(MAP_RETRIES):
             try:
                 output = await window[0][1]
             except Overloaded as err:
-                await self._resubmit(window, options, min(MAX_RETRY_S, err.retry_after_s or MIN_RETRY_S))
+                hint_s = min(MAX_RETRY_S, err.retry_after_s or MIN_RETRY_S) if attempt else 0.0
+                await self._resubmit(window, options, hint_s)
             else:
                 window.popleft()
                 return output
@@ -79,7 +80,7 @@ class AsyncClient:
         """As `Client.map` does: wait until what was accepted is done, then send the refused ones again."""
         under_way = [future for _, future in window if not future.done()]
         if under_way:
-            await asyncio.wait(under_way, timeout=hint_s)
+            await asyncio.wait(under_way, timeout=MAX_RETRY_S)
         else:
             await asyncio.sleep(hint_s)
         for i, (each, future) in enumerate(window):

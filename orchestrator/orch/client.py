@@ -211,11 +211,13 @@ class Client:
                 future.cancel()
 
     def _first(self, window: deque[tuple[Any, Future[Any]]], options: Options) -> Any:
-        for _ in range(MAP_RETRIES):
+        for attempt in range(MAP_RETRIES):
             try:
                 output = window[0][1].result()
             except Overloaded as err:
-                self._resubmit(window, options, min(MAX_RETRY_S, err.retry_after_s or MIN_RETRY_S))
+                # Nothing at first: those that filled the queue may be done already.
+                hint_s = min(MAX_RETRY_S, err.retry_after_s or MIN_RETRY_S) if attempt else 0.0
+                self._resubmit(window, options, hint_s)
             else:
                 window.popleft()
                 return output
@@ -225,7 +227,7 @@ class Client:
         """Wait until what was accepted is done, for that made the queue full; then send the refused ones again."""
         under_way = [future for _, future in window if not future.done()]
         if under_way:
-            wait(under_way, timeout=hint_s)
+            wait(under_way, timeout=MAX_RETRY_S)
         else:
             time.sleep(hint_s)
         for i, (each, future) in enumerate(window):

@@ -24,7 +24,7 @@ PURE = (
     "orchestrator/orch/planning/footprint.py",
     "orchestrator/orch/planning/planner.py",
     "orchestrator/orch/planning/sizes.py",
-        "orchestrator/orch/supervising/replica.py",
+    "orchestrator/orch/supervising/replica.py",
     "orchestrator/orch/supervising/restart.py",
     "orchestrator/orch/wire.py",
     "worker/orch_worker/batching.py",

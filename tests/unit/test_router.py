@@ -438,6 +438,18 @@ def test_suspects_keep_at_most_half_of_the_workers() -> None:
     assert house.dispatch() == [("w1", [0]), ("w2", [1]), ("w3", [100]), ("w4", [101])]
 
 
+def test_one_suspect_keeps_one_worker() -> None:
+    """While that one is being emptied, the others go on, however many might be kept."""
+    house = House("w0", "w1", "w2", "w3", "w4", max_batch_size=2)
+    house.asks(0, 1, 2, 3, 4)
+    house.dispatch()
+    house.dies("w0")
+    house.asks(10, 11, 12)
+    assert house.dispatch() == [("w2", [10]), ("w3", [11]), ("w4", [12])]
+    house.answers("w1")
+    assert house.dispatch() == [("w1", [0])]
+
+
 def test_a_worker_that_has_run_a_suspect_serves_the_next_one() -> None:
     """No second worker is taken from ordinary work while one is free for the suspect."""
     house = House("w0", max_batch_size=2)

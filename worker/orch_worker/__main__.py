@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
         out_of_memory = device.is_out_of_memory(err)
         log.exception("%s could not be loaded", spec.target)
         code = Exit.OUT_OF_MEMORY if out_of_memory else Exit.MODEL_LOAD
-        text = f"{spec.target} could not be loaded: {describe(err)}"
+        text = f"loading failed: {describe(err)}"
     link.send(event="failed", message=text, exit_code=code)
     return code
 

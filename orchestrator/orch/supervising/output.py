@@ -84,6 +84,6 @@ class Lines:
             lines.append(self._rest)
             self._rest = b""
         for line in lines:
-            if line:
-                self._on_line(line.decode("utf-8", "backslashreplace"))
+            for start in range(0, len(line), MAX_LINE_BYTES):
+                self._on_line(line[start : start + MAX_LINE_BYTES].decode("utf-8", "backslashreplace"))
         return bool(piece)
