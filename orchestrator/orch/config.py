@@ -134,6 +134,13 @@ class Config:
         "auto, on or off",
         "Run a GPU's replicas at the same time (CUDA MPS), not in turns; auto: where it can be had and may help.",
     )
+    pin_cpus: Literal["auto", "off"] = _setting(
+        "auto",
+        one_of("auto", "off"),
+        "auto|off",
+        "auto or off",
+        "Give each replica on a GPU CPU cores of its own, near its GPU, where there are enough.",
+    )
     mps_thread_percentage: int | None = _setting(
         None,
         integer(1, 100),

@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from orch.config import Config
-from orch.errors import ConfigError
 from orch.planning import cards, footprint, planner
 from orch_cli.options import config_options, json_option, load
 
@@ -24,7 +23,7 @@ from orch_cli.options import config_options, json_option, load
     multiple=True,
     help="Plan for this card, there or not: rtx-4090, or mycard:24GiB. May be repeated.",
 )
-@config_options("vram_per_replica_bytes", "replicas", "device", "gpu_utilization")
+@config_options("vram_per_replica_bytes", "replicas", "device", "gpu_utilization", "max_batch_size", "set", "env")
 @json_option
 def plan(card_names: tuple[str, ...], config_path: str | None, as_json: bool, **options: Any) -> None:
     """Show how many replicas fit, and why.
@@ -35,19 +34,25 @@ def plan(card_names: tuple[str, ...], config_path: str | None, as_json: bool, **
     config = resolved.config
     if card_names:
         gpus = tuple(cards.parse_card(name, index) for index, name in enumerate(card_names))
+        result, cost = planner.plan(request_for(config, gpus)), None
     else:
-        gpus = gpus_for(config)
-    result = planner.plan(request_for(config, gpus))
+        from orch.planning.devices import gpus_for
+        from orch.supervising.plans import Plans
+
+        plans = Plans(config)  # what `orch up` would begin with
+        gpus, result, cost = gpus_for(config), plans.plan, plans.remembered
     if as_json:
-        click.echo(json.dumps(plan_as_json(result, gpus), indent=2))
+        click.echo(json.dumps(plan_as_json(result, gpus, cost), indent=2))
         return
     click.echo(summary(result, gpus))
     for reason in result.because:
         click.echo(f"  {reason}")
+    if cost is not None:
+        click.echo(f"  remembered from an earlier run, and measured again by the next: {footprint.explain(cost)}")
 
 
 def request_for(config: Config, gpus: tuple[cards.Gpu, ...]) -> planner.PlanRequest:
-    """What the planner is asked, before any replica was measured."""
+    """What the planner is asked about cards that are not here."""
     from orch.planning.host import read_host
 
     declared = config.vram_per_replica_bytes
@@ -60,33 +65,6 @@ def request_for(config: Config, gpus: tuple[cards.Gpu, ...]) -> planner.PlanRequ
     )
 
 
-def gpus_for(config: Config) -> tuple[cards.Gpu, ...]:
-    """The GPUs of this machine that the setting `device` stands for; none for the CPU.
-
-    Raises ConfigError where it asks for a GPU that is not there.
-    """
-    import os
-
-    from orch.planning import gpu
-
-    if config.device == "cpu":
-        return ()
-    found = gpu.read_gpus(visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
-    if config.device != "auto" and not found:
-        raise ConfigError(
-            f"device = {config.device}: {gpu.why_none()}; use --device cpu, or auto for whatever there is"
-        )
-    if config.gpu_indexes is None:
-        return found
-    missing = set(config.gpu_indexes) - {one.index for one in found}
-    if missing:
-        there = ", ".join(str(one.index) for one in found)
-        raise ConfigError(
-            f"device = {config.device}: there is no GPU {', '.join(map(str, sorted(missing)))}; there are: {there}"
-        )
-    return tuple(one for one in found if one.index in config.gpu_indexes)
-
-
 def summary(result: planner.Plan, gpus: Sequence[cards.Gpu]) -> str:
     """The plan in one line."""
     replicas = "1 replica" if result.total == 1 else f"{result.total} replicas"
@@ -97,7 +75,9 @@ def summary(result: planner.Plan, gpus: Sequence[cards.Gpu]) -> str:
     return f"{replicas}: {where}; limited by {result.limit}"
 
 
-def plan_as_json(result: planner.Plan, gpus: Sequence[cards.Gpu]) -> dict[str, object]:
+def plan_as_json(
+    result: planner.Plan, gpus: Sequence[cards.Gpu], cost: footprint.Footprint | None
+) -> dict[str, object]:
     """The plan for programs."""
     return {
         "total": result.total,
@@ -105,5 +85,6 @@ def plan_as_json(result: planner.Plan, gpus: Sequence[cards.Gpu]) -> dict[str, o
         "placement": [{"gpu": uuid, "replicas": count} for uuid, count in result.placement],
         "threads_per_replica": result.threads_per_replica,
         "because": list(result.because),
+        "remembered": dataclasses.asdict(cost) if cost is not None else None,
         "gpus": [dataclasses.asdict(one) for one in gpus],
     }

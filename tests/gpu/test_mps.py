@@ -110,6 +110,11 @@ def all_answered(futures: list[Future[Any]]) -> bool:
     return [future.result(120)[1] for future in futures] == list(range(len(futures)))
 
 
+def under_way(futures: list[Future[Any]]) -> None:
+    """Wait until some are answered, and most are not."""
+    eventually(lambda: sum(future.done() for future in futures) > 200, within=60)
+
+
 def test_no_request_is_lost_whatever_dies(place: Place) -> None:
     """SIGKILL of a busy worker, of the MPS server, of the daemon: under load, all answered, four READY again."""
     instance = up(place, "on", 4)
@@ -126,7 +131,7 @@ def test_no_request_is_lost_whatever_dies(place: Place) -> None:
     for who in ("worker", "MPS server", "MPS daemon"):
         pid = victims()[who]
         futures = numbered(client, 4000)
-        eventually(lambda done=futures: sum(each.done() for each in done) > 200, within=60)
+        under_way(futures)
         began = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         eventually(lambda: len(instance.ready()) < 4, within=30)

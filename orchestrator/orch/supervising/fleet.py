@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 from collections.abc import Callable, Mapping
@@ -91,6 +92,7 @@ class Fleet:
         self._reactor, self._owner, self._clock = reactor, owner, clock
         self.threads = 1
         self.mps: Mps | None = None
+        self.cores: Mapping[str, tuple[int, ...]] = {}
         self.device_names: Mapping[str, str] = {}
         self.starting_allowed = True
         self._last_look = 0.0
@@ -257,7 +259,7 @@ class Fleet:
         fence_bytes = self._fence(replica)
         environ = {
             **self._environ,
-            **dict.fromkeys(THREAD_VARIABLES, str(self.threads)),
+            **dict.fromkeys(THREAD_VARIABLES, str(len(self.cores.get(replica.id, ())) or self.threads)),
             "PYTHONUNBUFFERED": "1",
             "CUDA_VISIBLE_DEVICES": replica.device if on_gpu else "",
             **(self.mps.environ(fence_bytes, self._config.mps_thread_percentage) if self.mps and on_gpu else {}),
@@ -266,6 +268,9 @@ class Fleet:
         }
         free_before = measure.free_bytes(replica.device)
         child = Child("orch_worker", [self._pages_fd], environ)
+        cores = self.cores.get(replica.id)
+        if cores:
+            os.sched_setaffinity(child.pid, cores)  # before it has more than one thread
         lines = Lines(child.output.read, lambda line: self._owner.printed(replica.id, line))
         self.running[replica.id] = Running(child, page, lines, self._clock(), free_before, fence_bytes=fence_bytes)
         self._reactor.add_lines(child.output, lines)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from orch.link import Message
+from orch.planning.footprint import explain
 from orch.planning.planner import Plan
 from orch.supervising.fleet import Fleet
 from orch.supervising.replica import Replica
@@ -50,5 +51,8 @@ def _facts(fleet: Fleet, replica: Replica, load: Message) -> dict[str, Any]:
         "footprint_bytes": fleet.footprint_bytes(replica.id),
         "host_bytes": footprint.host_bytes if footprint is not None else None,
         "measured": str(footprint.how) if footprint is not None else None,
+        "footprint": explain(footprint) if footprint is not None else None,
+        "fence_bytes": running.fence_bytes if running is not None else None,
+        "cores": list(fleet.cores.get(replica.id, ())),
         "reason": replica.reason,
     }

@@ -230,6 +230,10 @@ class Supervisor:
     def became_ready(self, replica: Replica) -> None:
         """After replica 0: plan the others from what it measured."""
         if not self._ever_ready and not self._stopping:
+            footprint = self._fleet.footprint(replica.id)
+            warning = self._plans.verify(footprint) if footprint is not None else None
+            if warning is not None:
+                self.report(warning)
             try:
                 self._renew_plan(self._config.replicas)
             except DoesNotFit as err:
@@ -243,6 +247,7 @@ class Supervisor:
         plan = self._plans.renew(wanted, fleet.largest_footprint(), fleet.pids)
         self.report(self._plans.event())
         fleet.threads = plan.threads_per_replica
+        fleet.cores = self._plans.cores()
         missing = self._plans.devices()
         for existing in fleet.replicas.values():
             if existing.device in missing:

@@ -54,7 +54,7 @@ class Decoder(orch.Model):
         (asked,) = inputs
         harm = asked.get("do")
         if harm == "illegal":
-            kernel = torch.cuda._compile_kernel(WRITE_NOWHERE, "nowhere")  # type: ignore[attr-defined]  # noqa: SLF001
+            kernel = torch.cuda._compile_kernel(WRITE_NOWHERE, "nowhere")  # noqa: SLF001  the one way to compile without nvcc
             kernel((1, 1, 1), (1, 1, 1), (0x10,))
             torch.cuda.synchronize()
         elif harm == "assert":
