@@ -48,8 +48,11 @@ class Lines:
         return None
 
     def report(self, event: Event) -> None:
-        for line in self.lines_of(event):
-            self.write(line, event.kind)
+        try:
+            for line in self.lines_of(event):
+                self.write(line, event.kind)
+        except OSError:  # the terminal was closed, or nobody reads the pipe: the log files go on
+            self.write = _nowhere  # type: ignore[method-assign]
 
     def write(self, line: str, kind: str) -> None:
         click.echo(line, err=True)
@@ -73,6 +76,10 @@ class Lines:
         if self._name == "default":
             return 'try: orch request "…"   in Python: orch.Client().request(…)'
         return f'try: orch request --name {self._name} "…"   in Python: orch.Client(name="{self._name}").request(…)'
+
+
+def _nowhere(line: str, kind: str) -> None:
+    """What is shown when there is nobody to show it to."""
 
 
 class Bar(Lines):

@@ -21,6 +21,7 @@ PURE = (
     "orchestrator/orch/config.py",
     "orchestrator/orch/errors.py",
     "orchestrator/orch/planning/cards.py",
+    "orchestrator/orch/planning/cores.py",
     "orchestrator/orch/planning/footprint.py",
     "orchestrator/orch/planning/planner.py",
     "orchestrator/orch/planning/sizes.py",

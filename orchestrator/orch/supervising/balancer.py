@@ -88,6 +88,11 @@ class Balancer:
         self._workers = workers
         self.send(do="workers", workers=list(workers))
 
+    def kill(self) -> None:
+        """End a process that does not answer; another is started."""
+        if self._child is not None:
+            self._child.signal(signal.SIGKILL)
+
     def drain(self) -> None:
         """Admit no more."""
         self._admitting = False
@@ -128,8 +133,8 @@ class Balancer:
         child = self._child
         assert child is not None
         self._read()
-        lines.drain()
         code = child.reap()
+        lines.drain()
         for fileobj in (child.link, child.output, child.pidfd):
             self._reactor.remove(fileobj)
         child.close()

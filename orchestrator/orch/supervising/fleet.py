@@ -129,6 +129,16 @@ class Fleet:
         if replica is not None and replica.generation == generation:
             self._perform(replica, replica.drained(self._clock()))
 
+    def staying(self) -> list[Replica]:
+        """Replicas that are to serve, now or when they are back."""
+        return [replica for replica in self.replicas.values() if replica.comes_back]
+
+    def give_up(self, replica_id: str, generation: int) -> None:
+        """The balancer cannot reach a worker that lives: only a new one can serve."""
+        running = self.running.get(replica_id)
+        if running is not None and self.replicas[replica_id].generation == generation:
+            self._give_up(replica_id, running, "the balancer cannot reach it")
+
     def in_state(self, *states: State) -> list[Replica]:
         """Replicas in one of these states."""
         return [replica for replica in self.replicas.values() if replica.state in states]
@@ -193,19 +203,25 @@ class Fleet:
                 continue
             age_s = now - running.page.progress_at_ns / 1e9
             if age_s > running.timeout_s:
-                self._give_up(replica_id, running, f"its batch runs for {age_s:.1f} s")
+                self._give_up(
+                    replica_id, running, f"its batch runs for {age_s:.1f} s (--timeout {running.timeout_s:g})"
+                )
 
     def look_for_stalls(self, loads: Mapping[str, Mapping[str, float]]) -> None:
         """A worker that has requests and begins none of them: stopped, or stuck outside of the model's batches."""
         for replica_id, running in self.running.items():
             busy_s = loads.get(replica_id, {}).get("busy_s", 0.0)
             if running.timeout_s and busy_s > running.timeout_s and running.page.phase is Phase.IDLE:
-                self._give_up(replica_id, running, f"it has had requests for {busy_s:.1f} s and runs none")
+                self._give_up(
+                    replica_id,
+                    running,
+                    f"it has had requests for {busy_s:.1f} s and runs none (--timeout {running.timeout_s:g})",
+                )
 
     def _give_up(self, replica_id: str, running: Running, why: str) -> None:
         if not running.hung:
             running.hung = True
-            text = f"{replica_id}: {why}; the limit is {running.timeout_s:g} s (--timeout); killed"
+            text = f"{replica_id}: {why}; killed"
             self._owner.report(Event("warning", text, replica_id))
             self._kill(running)
 
@@ -267,7 +283,13 @@ class Fleet:
             WORKER_VARIABLE: self._mark(replica),
         }
         free_before = measure.free_bytes(replica.device)
-        child = Child("orch_worker", [self._pages_fd], environ)
+        try:
+            child = Child("orch_worker", [self._pages_fd], environ)
+        except OSError as err:  # no descriptor, process or memory to be had: a death like others, tried again later
+            page.close()
+            death = Death(Exit.BUG, message=f"could not be started: {err.strerror}")
+            replica.died(death, self._clock(), is_last=not self.in_state(State.READY), jitter=random.random())
+            return
         cores = self.cores.get(replica.id)
         if cores:
             os.sched_setaffinity(child.pid, cores)  # before it has more than one thread
@@ -327,9 +349,9 @@ class Fleet:
     def _died(self, replica: Replica) -> None:
         running = self.running[replica.id]
         self._read(replica)  # its last words
-        running.lines.drain()
         code = running.child.reap()
         kill_marked(WORKER_VARIABLE, self._mark(replica))
+        running.lines.drain()
         for fileobj in (running.child.link, running.child.output, running.child.pidfd):
             self._reactor.remove(fileobj)
         running.child.close()
@@ -345,9 +367,9 @@ class Fleet:
         death = Death(code, answered=answered, hung=running.hung, message=running.message, elsewhere=running.elsewhere)
         blame = replica.died(death, self._clock(), is_last=is_last, jitter=random.random())
         self._owner.lost(replica, blame, tickets)
-        self._owner.changed()
         self._tell(replica, before)
         self._forget_stopped()
+        self._owner.changed()
 
     def _forget_stopped(self) -> None:
         for replica in self.in_state(State.STOPPED):

@@ -10,6 +10,7 @@ from pathlib import Path
 from orch.errors import RuntimeDirError
 
 BACKUPS = 3
+MAX_DRAIN_READS = 16
 READ_BYTES = 64 * 1024
 # A line longer than this is cut into several: a progress bar that never ends its line must not fill memory.
 MAX_LINE_BYTES = 16 * 1024
@@ -66,9 +67,10 @@ class Lines:
         self._rest = b""
 
     def drain(self) -> None:
-        """Pass on all that is there."""
-        while self.pump(end_on_empty=True):
-            pass
+        """Pass on what is there, but not for ever: somebody else may still be writing."""
+        for _ in range(MAX_DRAIN_READS):
+            if not self.pump(end_on_empty=True):
+                return
 
     def pump(self, *, end_on_empty: bool = False) -> bool:
         """Pass on what has arrived. False: end of file, or, if so asked, nothing more for now."""

@@ -56,5 +56,5 @@ class Reactor:
     def wait(self, timeout_s: float | None) -> None:
         """Sleep until something is readable, a signal arrives or the time is over; run the callbacks."""
         for key, _ in self._selector.select(timeout_s):
-            if key.fd in self._selector.get_map():  # an earlier callback may have removed it
+            if self._selector.get_map().get(key.fd) is key:  # an earlier callback may have removed or replaced it
                 key.data()

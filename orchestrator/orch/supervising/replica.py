@@ -150,6 +150,8 @@ class Replica:
         """Leave: drain, then end the process. comes_back: start again afterwards (a restart)."""
         if self.state is State.DRAINING:
             self._comes_back = self._comes_back and comes_back
+            if self._rung is Rung.DRAIN and drain_timeout_s is not None and self._deadline is not None:
+                self._deadline = min(self._deadline, now + drain_timeout_s)
             return []
         if self.state not in ALIVE:
             self.flaps = 0
@@ -214,6 +216,11 @@ class Replica:
             self.start_at = now + delay_s
             self._enter(State.BACKOFF, why, now)
         return blame
+
+    @property
+    def comes_back(self) -> bool:
+        """Whether it is to serve in the future: all but those that are stopped, or being stopped, for good."""
+        return self.state is not State.STOPPED and (self.state is not State.DRAINING or self._comes_back)
 
     # --- facts ---------------------------------------------------------------------------------------------------
 

@@ -40,6 +40,10 @@ START_ATTEMPTS = 2
 
 # A request number of stats that no caller waits for.
 NOBODY = 0
+# Looks, seconds apart, that a balancer may leave unanswered before it counts as hung.
+MAX_LOOKS_UNANSWERED = 3
+# Deaths of a balancer that never listened, after which the instance counts as unable to start.
+BALANCER_ATTEMPTS = 5
 
 Report = Callable[[Event], None]
 
@@ -68,6 +72,9 @@ class Supervisor:
         self._num_asked = 0
         self._leavers: list[control.Caller] = []  # callers of down
         self._restarting: list[str] = []
+        self._restarted = ""  # the last of them whose turn it was
+        self._looks_unanswered = 0
+        self._drain_overdue = False
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -84,7 +91,7 @@ class Supervisor:
                 self._tick(self._clock())
         if self._failure is not None:
             raise self._failure
-        return Exit.DRAIN_INCOMPLETE if self._unanswered else Exit.OK
+        return Exit.DRAIN_INCOMPLETE if self._unanswered or self._drain_overdue else Exit.OK
 
     def _open(self, cleanup: ExitStack) -> None:
         """Take the name, make the files, start the balancer; `cleanup` undoes it in the reverse order."""
@@ -200,6 +207,7 @@ class Supervisor:
             self._stop_signal(self._reactor.signals.pop(0))
         if self._drain_until is not None and now >= self._drain_until:
             self.report(Event("warning", "the drain deadline passed with requests unanswered"))
+            self._drain_overdue = True
             self._stop_replicas()
         self._allow_starts()
         self._next_restart()
@@ -249,10 +257,11 @@ class Supervisor:
         fleet.threads = plan.threads_per_replica
         fleet.cores = self._plans.cores()
         missing = self._plans.devices()
-        for existing in fleet.replicas.values():
+        staying = fleet.staying()
+        for existing in staying:
             if existing.device in missing:
                 missing.remove(existing.device)
-        for device in missing[: plan.total - len(fleet.replicas)]:
+        for device in missing[: max(0, plan.total - len(staying))]:
             fleet.add(device)
 
     def _check_served(self) -> None:
@@ -291,9 +300,15 @@ class Supervisor:
     def changed(self) -> None:
         """The balancer is told the whole set of workers."""
         self._balancer.send_workers(self._fleet.workers())
+        self._check_served()
 
     def wants_loads(self) -> None:
         """The balancer is asked; its answer goes to the fleet."""
+        if self._looks_unanswered >= MAX_LOOKS_UNANSWERED:
+            self._looks_unanswered = 0
+            self.report(Event("warning", "the balancer does not answer: killed, and started again"))
+            self._balancer.kill()
+        self._looks_unanswered += 1
         self._balancer.send(do="stats", seq=NOBODY)
 
     def lost(self, replica: Replica, blame: Blame, tickets: tuple[int, ...]) -> None:
@@ -315,24 +330,28 @@ class Supervisor:
             elif replica.flaps >= START_ATTEMPTS:
                 text = f"{self._config.target} could not be started: {replica.reason} (log: {self._logs.directory})"
                 self._fail(StartFailed(text, Exit(code) if code == Exit.OUT_OF_MEMORY else Exit.MODEL_LOAD))
-        self._check_served()
 
     def balancer_said(self, message: Message) -> None:
         """One message of the balancer."""
         match message.get("event"):
             case "bound":
                 self._bound = True
-            case "failed":
+            case "failed" if not self._bound:
                 self._fail(control.error_of(message))
+            case "failed":  # it will be tried again: what holds the address now may let go of it
+                self.report(Event("warning", f"the balancer cannot start: {message['error']}"))
+            case "gave_up":
+                self._fleet.give_up(message["replica"], message["generation"])
             case "drained":
                 self._fleet.drained(message["replica"], message["generation"])
             case "empty":
                 self._stop_replicas()
             case "stopped":
-                self._unanswered = message["unanswered"]
+                self._unanswered, self._drain_overdue = message["unanswered"], False
                 self._stats = message
             case "stats":
                 self._stats = message
+                self._looks_unanswered = 0
                 self._fleet.look_for_stalls(message["workers"])
                 caller, _ = self._asking.pop(message["seq"], (None, 0.0))
                 if caller is not None:
@@ -342,6 +361,8 @@ class Supervisor:
         """It is started again, unless it was told to stop."""
         if self._balancer.stopped:
             self._finish()
+        elif not self._bound and self._balancer.restarts >= BALANCER_ATTEMPTS:
+            self._fail(StartFailed(f"the balancer {how}, again and again (log: {self._logs.directory})", Exit.BUG))
         elif self._failure is None:
             self.report(Event("balancer", f"the balancer {how}: started again; clients resend what is unanswered"))
 
@@ -410,7 +431,8 @@ class Supervisor:
             raise ConfigError(f"replicas = {wanted!r}; it must be a whole number from 1")
         if self._stopping or not self._ever_ready:
             raise NotRunning(f"{self._config.name} is {self._state()}; scale it when it is READY")
-        have = len(self._fleet.replicas)
+        staying = self._fleet.staying()
+        have = len(staying)
         if wanted > have:
             if not self._gpu_locks.acquire():  # let go again when every replica has had its turn
                 raise ConfigError("another instance is starting on the same GPU; scale again when it is READY")
@@ -422,7 +444,7 @@ class Supervisor:
                 raise
             self._served = False
         # The youngest leave first; those that do not run go before those that do.
-        order = sorted(self._fleet.replicas.values(), key=lambda each: (each.state is State.READY, -each.slot))
+        order = sorted(staying, key=lambda each: (each.state is State.READY, -each.slot))
         for replica in order[: max(0, have - wanted)]:
             self._fleet.stop(replica, comes_back=False)
         return {"replicas": wanted, "text": f"{self._config.name}: {have} -> {wanted} replicas"}
@@ -437,8 +459,14 @@ class Supervisor:
     def _next_restart(self) -> None:
         """One at a time, and only while nothing else is leaving or coming."""
         busy = self._fleet.in_state(State.DRAINING, State.PLANNED, State.STARTING, State.LOADING)
+        failed = self._fleet.replicas.get(self._restarted)
+        if self._restarting and failed is not None and failed.state in (State.BACKOFF, State.QUARANTINED):
+            left = ", ".join(self._restarting)
+            self._restarting.clear()
+            self.report(Event("warning", f"{failed.id} did not come back ({failed.reason}): {left} not restarted"))
         if self._restarting and not busy and not self._stopping:
-            replica = self._fleet.replicas.get(self._restarting.pop(0))
+            self._restarted = self._restarting.pop(0)
+            replica = self._fleet.replicas.get(self._restarted)
             if replica is not None:
                 self._fleet.stop(replica, comes_back=True)
 

@@ -45,7 +45,10 @@ class Warden:
 
     def dismiss(self) -> None:
         """Nothing is left to clean up: it looks once, finds nothing, and ends."""
-        os.write(self._write_end, b"done")
+        try:
+            os.write(self._write_end, b"done")
+        except BrokenPipeError:
+            pass  # somebody has killed it
         os.close(self._write_end)
         try:
             self._process.wait(LOOK_S)
