@@ -6,9 +6,8 @@ Everything goes to standard error: standard output stays free for programs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, Self
+from typing import ClassVar, Self
 
 import click
 from rich.console import Console
@@ -16,20 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 from orch.config import Config
+from orch.supervising.events import Event
 from orch_cli.show import size
-
-
-class Event(Protocol):
-    """What the supervisor reports: a kind, a line for people, and the facts behind it."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def replica(self) -> str | None: ...
-    @property
-    def data(self) -> Mapping[str, Any]: ...
 
 
 class Lines:

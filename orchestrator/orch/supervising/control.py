@@ -10,12 +10,13 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from orch import errors, runtime
 from orch.errors import Exit, NotRunning, OrchError, StartFailed
 from orch.link import Link, Message
 from orch.supervising.process import listen
+from orch.supervising.reactor import Reactor
 
 MAX_CONNECTIONS = 64
 
@@ -33,16 +34,6 @@ class Caller:
     def refuse(self, error: OrchError) -> None:
         """The call failed; the caller raises the same."""
         self._link.send(**message_of(error))
-
-
-class Reactor(Protocol):
-    """What a server needs of the supervisor's loop."""
-
-    def add(self, fileobj: Any, callback: Callable[[], None]) -> None:
-        """Call when readable."""
-
-    def remove(self, fileobj: Any) -> None:
-        """No more."""
 
 
 class Server:
@@ -105,6 +96,7 @@ def call(name: str, command: str, timeout: float | None = 10.0, **arguments: Any
     """
     path = runtime.find(name) / runtime.CONTROL
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout)  # a stopped supervisor accepts nobody
         try:
             connection.connect(str(path))
         except OSError as err:
