@@ -42,7 +42,10 @@ class Expected:
 
 
 class Back:
-    """Owns the workers' routes and pages. `answer` passes a record on to a client; `opened` is told of each READY."""
+    """Owns the workers' routes and pages. `answer` passes a record on to a client.
+
+    `opened` is told of each READY, `gave_up` of each worker that cannot be reached although its process lives.
+    """
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class Back:
         *,
         answer: Callable[[bytes, Record], None],
         opened: Callable[[Expected], None],
+        gave_up: Callable[[Worker], None],
     ) -> None:
         self._socket = socket
         self._router = router
@@ -62,17 +66,20 @@ class Back:
         self._welcome = Record(Kind.WELCOME, body=wire.write_map(**welcome))
         self._answer = answer
         self._opened = opened
+        self._gave_up = gave_up
         self.outlet = Outlet(socket)
         self._workers: dict[bytes, Worker] = {}  # by route
         self._pages: dict[str, StatusPage] = {}  # by replica, of open workers
         self._expected: dict[str, Expected] = {}
         self._dying: dict[str, tuple[Worker, float]] = {}  # by replica: dead since, without a cause so far
+        self._unreachable: set[str] = set()  # of the dying, those whose process lives as far as is known
         self._draining: set[str] = set()
 
     # --- messages ------------------------------------------------------------------------------------------------
 
     def read(self, limit: int = MAX_PASS) -> None:
         """One bounded pass."""
+        now = time.monotonic()  # one for all: a batch's answers may come in several messages
         for _ in range(limit):
             message = receive(self._socket, self._workers)
             if message is None:
@@ -83,7 +90,7 @@ class Back:
                 if worker is None:
                     self._open(route, head, wire.decode(head.bytes, frames)[0])
                     continue
-                for entry, record in self._router.answers(worker, wire.decode(head, frames), time.monotonic()):
+                for entry, record in self._router.answers(worker, wire.decode(head, frames), now):
                     self._answer(entry.session.route, record)  # its request id is the client's own
             except RemoteProtocolError as err:
                 log.error("worker %r: %s", worker.replica if worker else route, err)
@@ -97,7 +104,8 @@ class Back:
         """Send; a worker that cannot be reached is dying."""
         for route in self.outlet.flush():
             worker = self._workers.get(route)
-            if worker is not None:
+            if worker is not None and worker.replica not in self._dying:
+                self._unreachable.add(worker.replica)
                 self._died(worker)
 
     def flag(self, running: Iterable[Entry]) -> None:
@@ -134,7 +142,10 @@ class Back:
         """Decide without the supervisor's word where it did not come."""
         for worker, since in list(self._dying.values()):
             if now - since >= VERDICT_S:
+                lives = worker.replica in self._unreachable
                 self._bury(worker, UNKNOWN_CAUSE)
+                if lives and self._worker(worker.replica) is None:  # else it has just come back by itself
+                    self._gave_up(worker)
 
     def next_deadline(self) -> float | None:
         """When `tick` has something to do."""
@@ -195,6 +206,7 @@ class Back:
     def _process_died(self, pid: int) -> None:
         for expected in self._expected.values():
             if expected.pid == pid and (worker := self._worker(expected.replica)) is not None:
+                self._unreachable.discard(worker.replica)
                 self._died(worker)
 
     def _died(self, worker: Worker) -> None:
@@ -215,6 +227,7 @@ class Back:
         self._workers.pop(worker.route, None)
         self.outlet.drop(worker.route)
         self._dying.pop(worker.replica, None)
+        self._unreachable.discard(worker.replica)
         self._draining.discard(worker.replica)
         held = len(worker.outstanding)
         ended = self._router.lost(worker, cause, running, time.monotonic())

@@ -18,6 +18,7 @@ from orch.link import Link, Message
 from orch_balancer.back import Back, Expected
 from orch_balancer.front import Front
 from orch_balancer.peers import Watch
+from orch_balancer.pool import Worker
 from orch_balancer.router import Cause, Limits, Router
 from orch_balancer.sockets import LINGER_MS, bind
 
@@ -27,6 +28,9 @@ FRONT_RCVHWM, BACK_RCVHWM = 64, 1_000
 RETRY_MS = 5
 # A deadline may lie centuries ahead; a poll's timeout is a C int of milliseconds.
 MAX_WAIT_S = 3600.0
+# A balancer that was started less than this ago may have been started in place of one that fell, whose clients have
+# not come back yet with what was accepted: it does not call itself empty.
+RESEND_GRACE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +65,22 @@ class Broker:
             "window": settings.client_queue_limit,
             "models": settings.models,
         }
-        self._back = Back(back, router, self._watch, pages_fd, welcome, answer=self._answer, opened=self._opened)
+        self._back = Back(
+            back,
+            router,
+            self._watch,
+            pages_fd,
+            welcome,
+            answer=self._answer,
+            opened=self._opened,
+            gave_up=self._gave_up,
+        )
         self._front = Front(front, router, self._back, self._watch, welcome)
         self._poller = zmq.Poller()
         for readable in (front, back, self._watch.fileno()):
             self._poller.register(readable, zmq.POLLIN)
         self._said_empty = False
+        self._resent_at = time.monotonic() + RESEND_GRACE_S
         self._finished = False
 
     def run(self) -> int:
@@ -92,9 +106,12 @@ class Broker:
         if self._front.outlet.blocked or self._back.outlet.blocked:
             return RETRY_MS
         times = [at for at in (self._back.next_deadline(), self._router.next_deadline()) if at is not None]
+        now = time.monotonic()
+        if not self._router.admitting and now < self._resent_at:
+            times.append(self._resent_at)
         if not times:
             return None
-        wait_s = min(MAX_WAIT_S, max(0.0, min(times) - time.monotonic()))
+        wait_s = min(MAX_WAIT_S, max(0.0, min(times) - now))
         return int(wait_s * 1000) + 1  # rounded up: 1 ms late beats a busy loop
 
     def _answer(self, route: bytes, record: Any) -> None:
@@ -125,11 +142,14 @@ class Broker:
     def _opened(self, worker: Expected) -> None:
         self._link.send(event="open", replica=worker.replica, generation=worker.generation)
 
+    def _gave_up(self, worker: Worker) -> None:
+        self._link.send(event="gave_up", replica=worker.replica, generation=worker.generation)
+
     def _report(self) -> None:
         """Tell the supervisor what it waits for: a worker is drained, everything is answered."""
         for worker in self._back.drained():
             self._link.send(event="drained", replica=worker.replica, generation=worker.generation)
-        if not self._router.admitting and not self._said_empty:
+        if not self._router.admitting and not self._said_empty and time.monotonic() >= self._resent_at:
             waiting = self._router.num_queued + self._router.num_outstanding
             if not waiting and not self._front.outlet.blocked:
                 self._said_empty = True

@@ -59,6 +59,11 @@ class Entry:
         return self.request.priority
 
     @property
+    def is_stream(self) -> bool:
+        """Whether it is answered in parts, which takes as long as its reader does."""
+        return bool(self.request.flags & Flag.STREAM)
+
+    @property
     def may_retry(self) -> bool:
         """Whether another run could not hurt: the client allows it, and has seen no part of the first."""
         return not self.request.flags & Flag.NO_RETRY and not self.sent_parts

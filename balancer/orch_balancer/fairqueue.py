@@ -21,6 +21,8 @@ class _Class:
         self.first: deque[Entry] = deque()  # requeued: they have waited once already
         self.by_client: dict[bytes, deque[Entry]] = {}
         self.turns: deque[bytes] = deque()  # every client with a deque, the next to serve first
+        self.rows = 0
+        self.rows_of: dict[bytes, int] = {}  # of each client that has rows waiting here
 
 
 class FairQueue:
@@ -69,6 +71,13 @@ class FairQueue:
         self._count(entry, -1)
         return entry
 
+    def rows_ahead(self, client: bytes, priority: int) -> int:
+        """About how many rows run before one that the client would push now: higher classes, then turn by turn."""
+        each = self._classes[priority]
+        own = each.rows_of.get(client, 0)
+        num_clients = len(each.rows_of) + (client not in each.rows_of)
+        return sum(higher.rows for higher in self._classes[:priority]) + min(each.rows, (own + 1) * num_clients)
+
     def forget(self, entry: Entry) -> None:
         """Account for an entry that was just moved out of Place.QUEUED elsewhere: cancelled or expired."""
         self._count(entry, -1)
@@ -79,7 +88,13 @@ class FairQueue:
     def _count(self, entry: Entry, sign: int) -> None:
         self._counts[entry.priority] += sign
         self._len += sign
-        self.rows += sign * entry.rows
+        rows = sign * entry.rows
+        self.rows += rows
+        each, client = self._classes[entry.priority], entry.session.id
+        each.rows += rows
+        each.rows_of[client] = each.rows_of.get(client, 0) + rows
+        if not each.rows_of[client]:
+            del each.rows_of[client]
 
     def _take(self, each: _Class) -> Entry:
         """The first live entry of a class that has one."""

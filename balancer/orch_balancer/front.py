@@ -40,6 +40,7 @@ class Front:
         self.outlet = Outlet(socket)
         self._sessions: dict[bytes, Session] = {}  # by route
         self._sessions_of: dict[int, set[bytes]] = {}  # session ids by pid
+        self._pid_of: dict[bytes, int] = {}  # by session id
         self.malformed = 0
         self._log_after = 0.0
 
@@ -96,6 +97,8 @@ class Front:
         session = self._router.hello(session_id, route)
         self._sessions[route] = session
         if peer is not None and peer.pid:
+            self._forget_pid(session_id)
+            self._pid_of[session_id] = peer.pid
             self._sessions_of.setdefault(peer.pid, set()).add(session_id)
             if not self._watch.watch_process(peer.pid, self._client_died):
                 self._client_died(peer.pid)
@@ -144,9 +147,20 @@ class Front:
         if why is not None:
             log.warning("client %s %s: %d requests cancelled", session.id.hex()[:8], why, len(session.entries))
         self._back.flag(self._router.leave(session))
+        self._forget_pid(session.id)
+
+    def _forget_pid(self, session_id: bytes) -> None:
+        pid = self._pid_of.pop(session_id, 0)
+        session_ids = self._sessions_of.get(pid)
+        if session_ids is not None:
+            session_ids.discard(session_id)
+            if not session_ids:
+                del self._sessions_of[pid]
+                self._watch.forget_process(pid, self._client_died)
 
     def _client_died(self, pid: int) -> None:
         for session_id in self._sessions_of.pop(pid, set()):
+            self._pid_of.pop(session_id, None)
             session = self._router.sessions.get(session_id)
             if session is not None:
                 self.outlet.drop(session.route)

@@ -17,9 +17,10 @@ class Speed:
         self._window_start: float | None = None
         self._window_rows = 0
 
-    def observe(self, rows: int, batch_s: float, *, queue_was_empty: bool, now: float) -> None:
-        """A worker answered `rows` rows, `batch_s` after it could begin."""
-        self.batch_s = batch_s if self.batch_s is None else self.batch_s + GAIN * (batch_s - self.batch_s)
+    def observe(self, rows: int, batch_s: float | None, *, queue_was_empty: bool, now: float) -> None:
+        """A worker answered `rows` rows, `batch_s` after it could begin; None: they were no batch of their own."""
+        if batch_s is not None:
+            self.batch_s = batch_s if self.batch_s is None else self.batch_s + GAIN * (batch_s - self.batch_s)
         if queue_was_empty or self._window_start is None:
             # Nothing waited, so what was answered says how much was asked for, not how much is possible.
             self._window_start, self._window_rows = (None if queue_was_empty else now), 0

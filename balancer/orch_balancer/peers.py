@@ -41,6 +41,7 @@ class Watch:
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
         self._pidfds: dict[int, int] = {}
+        self._on_death: dict[int, list[Callable[[int], None]]] = {}  # by pid
 
     def fileno(self) -> int:
         """For the poller."""
@@ -54,6 +55,8 @@ class Watch:
     def watch_process(self, pid: int, on_death: Callable[[int], None]) -> bool:
         """Call `on_death(pid)` once, when the process is gone. False: it is gone already."""
         if pid in self._pidfds:
+            if on_death not in self._on_death[pid]:
+                self._on_death[pid].append(on_death)
             return True
         try:
             fd = os.pidfd_open(pid)
@@ -63,19 +66,27 @@ class Watch:
             return True
 
         def died() -> None:
-            self.forget_process(pid)
-            on_death(pid)
+            callbacks = self._on_death[pid]
+            self._close(pid)
+            for callback in callbacks:
+                callback(pid)
 
-        self._pidfds[pid] = fd
+        self._pidfds[pid], self._on_death[pid] = fd, [on_death]
         self.add(fd, died)
         return True
 
-    def forget_process(self, pid: int) -> None:
-        """Stop watching."""
-        fd = self._pidfds.pop(pid, None)
-        if fd is not None:
-            del self._handlers[fd]
-            os.close(fd)  # which also takes it out of the epoll
+    def forget_process(self, pid: int, on_death: Callable[[int], None]) -> None:
+        """Do not call `on_death` for it any more; others may still watch it."""
+        callbacks = self._on_death.get(pid, [])
+        if on_death in callbacks:
+            callbacks.remove(on_death)
+            if not callbacks:
+                self._close(pid)
+
+    def _close(self, pid: int) -> None:
+        fd = self._pidfds.pop(pid)
+        del self._on_death[pid], self._handlers[fd]
+        os.close(fd)  # which also takes it out of the epoll
 
     def dispatch(self) -> None:
         """Call the handlers of what is readable now."""

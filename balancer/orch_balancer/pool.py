@@ -27,6 +27,7 @@ class Worker:
     weight: float = 1.0
     outstanding: dict[int, Entry] = field(default_factory=dict)
     rows: int = 0
+    streams: int = 0  # of what is outstanding
     accepting: bool = True
     in_lane: bool = False  # runs a suspect, or is being emptied for one
     began_at: float = 0.0  # since when it could be busy with what it answers next
@@ -78,7 +79,9 @@ class Pool:
                 heapq.heapify(self._heap)
 
     def room(self, worker: Worker) -> int:
-        """Rows it may still be given."""
+        """Rows it may still be given; none behind a stream."""
+        if worker.streams:
+            return 0
         return policy.slots(worker.max_batch_size, self.speed.batch_s) - worker.rows
 
     def best(self) -> Worker | None:

@@ -161,7 +161,7 @@ class Router:
     def answers(self, worker: Worker, records: Iterable[Record], now: float) -> list[tuple[Entry, Record]]:
         """A worker's message. Returns the answers that somebody waits for, each with its entry."""
         found: list[tuple[Entry, Record]] = []
-        rows = 0
+        rows = num_streams = 0
         for record in records:
             entry = worker.outstanding.get(record.ticket)
             if entry is None:
@@ -171,6 +171,7 @@ class Router:
             if record.kind in FINAL:
                 del worker.outstanding[record.ticket]
                 rows += entry.rows
+                num_streams += entry.is_stream
                 self._end(entry)
                 self.answered_by[worker.replica] += 1
             else:
@@ -181,7 +182,10 @@ class Router:
         if rows:
             pool = worker.pool
             worker.rows -= rows
-            pool.speed.observe(rows, now - worker.began_at, queue_was_empty=not len(pool.queue), now=now)
+            worker.streams -= num_streams
+            # A stream's life is no batch's time, nor is nothing: then this is the rest of a batch's answers.
+            batch_s = now - worker.began_at if not num_streams and now > worker.began_at else None
+            pool.speed.observe(rows, batch_s, queue_was_empty=not len(pool.queue), now=now)
             worker.began_at = worker.idle_since = now
             pool.touch(worker)
         return found
@@ -241,12 +245,13 @@ class Router:
             remaining = request.deadline_ns / NS - now
             if remaining <= 0:
                 return self._refuse(request, errors.DeadlineExceeded("the deadline had passed when it arrived"))
-            speed = pool.speed
-            if not pool.idle and not policy.can_make_it(remaining, pool.queue.rows, speed.rows_per_s, speed.batch_s):
+            speed, ahead = pool.speed, pool.queue.rows_ahead(session.id, request.priority)
+            can_make_it = pool.idle or policy.can_make_it(remaining, ahead, speed.rows_per_s, speed.batch_s)
+            if not resent and not can_make_it:
                 return self._refuse(
                     request,
                     errors.DeadlineExceeded(
-                        f"refused early: {remaining:.3g} s remain, and {pool.queue.rows} rows wait ahead of it "
+                        f"refused early: {remaining:.3g} s remain, and about {ahead} rows run before it "
                         f"at {speed.rows_per_s:.3g} rows/s"
                     ),
                 )
@@ -303,6 +308,8 @@ class Router:
                 break
             taken.append(entry)
             rows += entry.rows
+            if entry.is_stream:
+                break  # it may take any time: nothing is to wait behind it
         return taken
 
     def _give(self, worker: Worker, entries: list[Entry], now: float) -> Assignment:
@@ -314,6 +321,7 @@ class Router:
             entry.attempts += 1
             worker.outstanding[ticket] = entry
             worker.rows += entry.rows
+            worker.streams += entry.is_stream
         worker.pool.touch(worker)
         return Assignment(worker, entries)
 
@@ -450,6 +458,7 @@ class Router:
             }
             for worker in pool.workers.values():
                 assert worker.rows == sum(entry.rows for entry in worker.outstanding.values())
+                assert worker.streams == sum(entry.is_stream for entry in worker.outstanding.values())
                 assert not worker.in_lane or worker.replica in pool.lanes
         assert len({ticket for ticket, _, _ in running}) == len(running)
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Self
 
-from orch.client import CONNECT_S, MAP_RETRIES, MAX_RETRY_S, MIN_RETRY_S, Client, Options, PriorityName
+from orch.client import (
+    CONNECT_S,
+    MAP_RETRIES,
+    Client,
+    Options,
+    PriorityName,
+    before_retry,
+    check_concurrency,
+    refused,
+)
 from orch.errors import Overloaded
-from orch.stream import Stream
+from orch.progress import progress_bar
 
 
 class AsyncClient:
@@ -48,44 +58,64 @@ class AsyncClient:
         future = client.submit(payload, timeout=timeout, model=model, priority=priority, retry=retry)
         return await asyncio.wrap_future(future)
 
-    async def map(self, inputs: Iterable[Any], *, concurrency: int = 256, **options: Any) -> AsyncIterator[Any]:
-        """Outputs in the order of the inputs, with at most `concurrency` calls outstanding; options as for request."""
+    def map(
+        self,
+        inputs: Iterable[Any],
+        *,
+        concurrency: int = 256,
+        progress: bool = False,
+        timeout: float | None = None,
+        model: str | None = None,
+        priority: PriorityName = "normal",
+        retry: bool = True,
+    ) -> AsyncIterator[Any]:
+        """Outputs in the order of the inputs, with at most `concurrency` calls outstanding; as `Client.map`."""
+        check_concurrency(concurrency)
+
+        def start(each: Any) -> asyncio.Future[Any]:
+            return asyncio.ensure_future(
+                self.request(each, timeout=timeout, model=model, priority=priority, retry=retry)
+            )
+
+        return self._map(inputs, concurrency, progress, start)
+
+    async def _map(
+        self, inputs: Iterable[Any], concurrency: int, progress: bool, start: Callable[[Any], asyncio.Future[Any]]
+    ) -> AsyncIterator[Any]:
         window: deque[tuple[Any, asyncio.Future[Any]]] = deque()
         try:
-            for each in inputs:
-                if len(window) >= concurrency:
-                    yield await self._first(window, options)
-                window.append((each, asyncio.ensure_future(self.request(each, **options))))
-            while window:
-                yield await self._first(window, options)
+            with progress_bar(inputs, shown=progress) as advance:
+                for each in inputs:
+                    if len(window) >= concurrency:
+                        yield await self._first(window, start)
+                        advance()
+                    window.append((each, start(each)))
+                while window:
+                    yield await self._first(window, start)
+                    advance()
         finally:
             for _, future in window:
                 future.cancel()
 
-    async def _first(self, window: deque[tuple[Any, asyncio.Future[Any]]], options: dict[str, Any]) -> Any:
+    @staticmethod
+    async def _first(
+        window: deque[tuple[Any, asyncio.Future[Any]]], start: Callable[[Any], asyncio.Future[Any]]
+    ) -> Any:
         for attempt in range(MAP_RETRIES):
             try:
                 output = await window[0][1]
             except Overloaded as err:
-                hint_s = min(MAX_RETRY_S, err.retry_after_s or MIN_RETRY_S) if attempt else 0.0
-                await self._resubmit(window, options, hint_s)
+                under_way, wait_s = before_retry([future for _, future in window], attempt, err)
+                if under_way:
+                    await asyncio.wait(under_way, timeout=wait_s)
+                else:
+                    await asyncio.sleep(wait_s)
+                for i in refused([future for _, future in window]):
+                    window[i] = (window[i][0], start(window[i][0]))
             else:
                 window.popleft()
                 return output
         return await window.popleft()[1]
-
-    async def _resubmit(
-        self, window: deque[tuple[Any, asyncio.Future[Any]]], options: dict[str, Any], hint_s: float
-    ) -> None:
-        """As `Client.map` does: wait until what was accepted is done, then send the refused ones again."""
-        under_way = [future for _, future in window if not future.done()]
-        if under_way:
-            await asyncio.wait(under_way, timeout=MAX_RETRY_S)
-        else:
-            await asyncio.sleep(hint_s)
-        for i, (each, future) in enumerate(window):
-            if future.done() and isinstance(future.exception(), Overloaded):
-                window[i] = (each, asyncio.ensure_future(self.request(each, **options)))
 
     async def stream(
         self,
@@ -98,17 +128,17 @@ class AsyncClient:
     ) -> AsyncIterator[Any]:
         """`async for part in client.stream(payload)`; leaving the loop early cancels the rest."""
         client = await self._connected()
-        stream = _AsyncStream(asyncio.get_running_loop())
-        client._start_stream(stream, payload, Options(timeout, model, priority, retry))  # noqa: SLF001  its other half
+        parts = _AsyncParts(asyncio.get_running_loop())
+        reading = client._start_stream(parts, payload, Options(timeout, model, priority, retry))  # noqa: SLF001  its other half
         try:
-            while (item := await stream.parts.get())[0] == "part":
-                stream.acknowledge()
+            while (item := await parts.arrived.get())[0] == "part":
+                reading.acknowledge()
                 yield item[1]
-            stream.end()
+            reading.end()
             if item[1] is not None:
                 raise item[1]
         finally:
-            stream.close()
+            reading.close()
 
     async def close(self) -> None:
         """End the connection; calls that are not answered yet end in `Closed`."""
@@ -123,12 +153,11 @@ class AsyncClient:
         await self.close()
 
 
-class _AsyncStream(Stream):
-    """A stream whose parts arrive in an event loop."""
+class _AsyncParts:
+    """Parts that wait for a coroutine to read them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
-        self.parts: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        self.arrived: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self._loop = loop
 
     def put(self, part: Any) -> None:
@@ -138,5 +167,5 @@ class _AsyncStream(Stream):
         self._hand_over("end", error)
 
     def _hand_over(self, what: str, value: Any) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self.parts.put_nowait, (what, value))
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads
+            self._loop.call_soon_threadsafe(self.arrived.put_nowait, (what, value))

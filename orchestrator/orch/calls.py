@@ -242,8 +242,14 @@ class Calls:
         self._deadlines.clear()
         self.unsent.clear()
         self.control.clear()
+        failure: BaseException | None = None
         for call in calls:
-            call.finish(None, error())
+            try:
+                call.finish(None, error())
+            except BaseException as err:  # noqa: BLE001  out of a callback; those behind it are not to wait for ever
+                failure = err
+        if failure is not None:
+            raise failure
 
     def _forget(self, call: Call) -> None:
         del self._sent[call.request_id]

@@ -11,15 +11,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError, wait
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
 from orch import payload as payloads
 from orch import runtime
 from orch.calls import Call
+from orch.connection import check_endpoint
 from orch.driver import Driver
 from orch.errors import Closed, NoSuchModel, Overloaded, PayloadTooLarge
 from orch.progress import progress_bar
-from orch.stream import Stream
+from orch.stream import Parts, Reading, Sink, Stream
 from orch.wire import Flag, Priority
 
 CONNECT_S = 5.0
@@ -42,16 +43,20 @@ class Options(NamedTuple):
 
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
+_parents: list[Driver] = []  # in a forked child: never collected, because that would close what is the parent's
 
 
 class Client:
     """A connection to a running instance, safe to share between threads and to carry over a fork.
 
-    endpoint: "ipc:///path" or "tcp://127.0.0.1:port"; None: find the instance `name` on this host.
+    endpoint: "ipc:///path" or "tcp://host:port"; None: find the instance `name` on this host.
     connect_timeout: seconds until an instance that does not answer counts as not running.
 
     Raises:
         NotRunning: nothing answers there.
+        ConfigError: `endpoint` is none.
+
+    It is closed when it is collected; a future or a stream that is not done keeps it.
 
     An array given to `submit`, `map` or `stream` belongs to orch until its call is done, because it is sent without a
     copy; `copy=True` takes a snapshot. `request` is always safe: it blocks.
@@ -61,7 +66,9 @@ class Client:
         self, endpoint: str | None = None, *, name: str = "default", connect_timeout: float = CONNECT_S
     ) -> None:
         self._ids = itertools.count(1)
-        self._driver = Driver(lambda: endpoint or runtime.front_endpoint(runtime.find(name)), connect_timeout)
+        given = None if endpoint is None else check_endpoint(endpoint)
+        # The driver's thread, and so the driver, must not refer to this object.
+        self._own(Driver(lambda: given or runtime.front_endpoint(runtime.find(name)), connect_timeout))
         _clients.add(self)
 
     # --- what users call -----------------------------------------------------------------------------------------
@@ -116,8 +123,7 @@ class Client:
         Inputs are taken as outputs are read, so memory stays bounded. A full queue is waited for. progress: show a
         bar, where standard error is a terminal. timeout: seconds for each input.
         """
-        if concurrency < 1:
-            raise ValueError(f"concurrency = {concurrency}; it must be at least 1")
+        check_concurrency(concurrency)
         return self._map(inputs, concurrency, progress, Options(timeout, model, priority, retry))
 
     def stream(
@@ -133,9 +139,8 @@ class Client:
 
         After the first part it is not retried: the loop ends in WorkerLost if the worker dies. `close()` cancels it.
         """
-        stream = Stream()
-        self._start_stream(stream, payload, Options(timeout, model, priority, retry))
-        return stream
+        parts = Parts()
+        return Stream(parts, self._start_stream(parts, payload, Options(timeout, model, priority, retry)))
 
     def close(self) -> None:
         """End the connection. Calls that are not answered yet end in `Closed`."""
@@ -155,6 +160,11 @@ class Client:
         return list(self._driver.limits["models"])
 
     # --- inside --------------------------------------------------------------------------------------------------
+
+    def _own(self, driver: Driver) -> None:
+        self._driver = driver
+        self._finalizer = weakref.finalize(self, driver.release)
+        self._finalizer.atexit = False  # _close_all does it
 
     def _make(
         self,
@@ -215,34 +225,28 @@ class Client:
             try:
                 output = window[0][1].result()
             except Overloaded as err:
-                # Nothing at first: those that filled the queue may be done already.
-                hint_s = min(MAX_RETRY_S, err.retry_after_s or MIN_RETRY_S) if attempt else 0.0
-                self._resubmit(window, options, hint_s)
+                under_way, wait_s = before_retry([future for _, future in window], attempt, err)
+                if under_way:
+                    wait(under_way, timeout=wait_s)
+                else:
+                    time.sleep(wait_s)
+                for i in refused([future for _, future in window]):
+                    window[i] = (window[i][0], self._submit(window[i][0], options))
             else:
                 window.popleft()
                 return output
         return window.popleft()[1].result()
 
-    def _resubmit(self, window: deque[tuple[Any, Future[Any]]], options: Options, hint_s: float) -> None:
-        """Wait until what was accepted is done, for that made the queue full; then send the refused ones again."""
-        under_way = [future for _, future in window if not future.done()]
-        if under_way:
-            wait(under_way, timeout=MAX_RETRY_S)
-        else:
-            time.sleep(hint_s)
-        for i, (each, future) in enumerate(window):
-            if future.done() and isinstance(future.exception(), Overloaded):
-                window[i] = (each, self._submit(each, options))
-
-    def _start_stream(self, stream: Stream, payload: Any, options: Options) -> None:
+    def _start_stream(self, sink: Sink, payload: Any, options: Options) -> Reading:
         driver = self._open_driver()
-        call = self._make(payload, stream.settle, options, on_part=stream.put)
-        stream.bind(driver, call)
+        call = self._make(payload, sink.settle, options, on_part=sink.put)
+        reading = Reading(self, driver, call)
         driver.submit(call)
+        return reading
 
     def _submit(self, payload: Any, options: Options, *, copy: bool = False) -> CallFuture:
         driver = self._open_driver()
-        future = CallFuture(driver)
+        future = CallFuture(self, driver)
         future.call = self._make(payload, future.settle, options, copy=copy)
         driver.submit(future.call)
         return future
@@ -250,15 +254,17 @@ class Client:
     def _after_fork(self) -> None:
         """In the child: start over with the next call."""
         if not self._driver.closed:
-            self._parents = self._driver  # kept, because to collect it would close what is the parent's
-            self._driver = self._driver.abandon()
+            self._finalizer.detach()
+            _parents.append(self._driver)
+            self._own(self._driver.abandon())
 
 
 class CallFuture(Future[Any]):
     """A future whose cancel() reaches the balancer, and which does not wait in a process forked from its own."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, client: Client, driver: Driver) -> None:
         super().__init__()
+        self._client: Client | None = client  # which is not collected before the answer
         self._driver = driver
         self.call: Call | None = None
 
@@ -282,6 +288,8 @@ class CallFuture(Future[Any]):
         cancelled = super().cancel()
         if cancelled and self.call is not None:
             self._driver.cancel(self.call)
+        if cancelled:
+            self._client = None
         return cancelled
 
     def settle(self, value: Any, error: BaseException | None) -> None:
@@ -293,6 +301,44 @@ class CallFuture(Future[Any]):
                 self.set_result(value)
         except InvalidStateError:
             pass  # cancelled at the same moment
+        finally:
+            self._client = None
+
+
+class Outcome(Protocol):
+    """What the futures of threads and of asyncio have in common."""
+
+    def done(self) -> bool:
+        """Whether there is an answer, or an error."""
+
+    def exception(self) -> BaseException | None:
+        """The error of one that is done."""
+
+
+F = TypeVar("F", bound=Outcome)
+
+
+def before_retry(futures: list[F], attempt: int, error: Overloaded) -> tuple[list[F], float]:
+    """What to wait for before the refused ones of a map() are sent again, and for how many seconds at most.
+
+    That is what was accepted, for it made the queue full; with nothing of ours in it, the time that the instance hints.
+    """
+    under_way = [future for future in futures if not future.done()]
+    if under_way:
+        return under_way, MAX_RETRY_S
+    # Nothing at first: those that filled the queue may be done already.
+    return [], min(MAX_RETRY_S, error.retry_after_s or MIN_RETRY_S) if attempt else 0.0
+
+
+def refused(futures: list[F]) -> list[int]:
+    """Indexes of those that a full queue refused."""
+    return [i for i, future in enumerate(futures) if future.done() and isinstance(future.exception(), Overloaded)]
+
+
+def check_concurrency(concurrency: int) -> None:
+    """Raise ValueError unless it is a number of calls."""
+    if concurrency < 1:
+        raise ValueError(f"concurrency = {concurrency}; it must be at least 1")
 
 
 class _Box:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import re
 import secrets
 from collections.abc import Iterable
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import zmq
 
 from orch import wire
+from orch.errors import ConfigError
 from orch.version import __version__
 from orch.wire import Kind, Record
 
@@ -19,19 +22,51 @@ LINGER_MS = 200
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5_000, 15_000
 # Messages read in one turn, so that sending and deadlines get theirs.
 MAX_PASS = 64
+IPC_PATH_MAX = zmq.IPC_PATH_MAX_LEN
+PORT_MAX = 65_535
+
+
+def check_endpoint(endpoint: str) -> str:
+    """An endpoint that a client can connect to; unlike a balancer, it may go to any host.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    path = endpoint.removeprefix("ipc://")
+    num_bytes = len(os.fsencode(path))
+    tcp = re.fullmatch(r"tcp://(?:[\w.-]+|\[[\da-fA-F:.]+\]):(\d{1,5})", endpoint, re.ASCII)
+    if path != endpoint and path.startswith("/") and "\0" not in path:
+        if num_bytes <= IPC_PATH_MAX:
+            return endpoint
+        problem = f"its path has {num_bytes} bytes and a socket's may have {IPC_PATH_MAX}"
+    elif tcp and 1 <= int(tcp[1]) <= PORT_MAX:
+        return endpoint
+    else:
+        problem = "it is not an endpoint"
+    raise ConfigError(
+        f"endpoint = {endpoint!r}: {problem}; allowed are ipc:///absolute/path and tcp://host:port. `orch status` "
+        "shows an instance's; without an endpoint, the instance is found by its name"
+    )
 
 
 class Connection:
-    """Owns the socket. One thread at a time, except `wake`."""
+    """Owns the socket. One thread at a time.
 
-    def __init__(self, endpoint: str) -> None:
+    wake_fd: an eventfd that interrupts `wait`; it is its owner's, who closes it after this.
+    """
+
+    def __init__(self, endpoint: str, wake_fd: int) -> None:
         self.endpoint = endpoint
         self.is_local = endpoint.startswith("ipc:")
         self._session = secrets.token_bytes(wire.SESSION_BYTES)
-        self._context = zmq.Context()
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wake_fd = wake_fd
         self._stuck: list[list[Any]] = []  # messages that the pipe has not taken yet
-        self._open()
+        self._context = zmq.Context()
+        try:
+            self._open()
+        except BaseException:
+            self._context.destroy(linger=0)
+            raise
 
     def _open(self) -> None:
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
@@ -96,7 +131,8 @@ class Connection:
         lost = False
         for readable, _ in ready:
             if readable == self._wake_fd:
-                os.eventfd_read(self._wake_fd)
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake_fd)
             elif readable is self._monitor:
                 lost = True
         return not lost
@@ -120,16 +156,10 @@ class Connection:
             records += wire.decode(head, frames)
         return records
 
-    def wake(self) -> None:
-        """Interrupt `wait`; from any thread."""
-        os.eventfd_write(self._wake_fd, 1)
-
     def close(self) -> None:
-        """Say GOODBYE and close."""
-        try:
+        """Say GOODBYE and close; also after a `reopen` that failed half-way."""
+        with contextlib.suppress(zmq.ZMQError):
             self._socket.send(wire.pack_head([Record(Kind.GOODBYE)]), zmq.NOBLOCK)
-        except zmq.ZMQError:
-            pass
-        self._end_monitor()
+        with contextlib.suppress(zmq.ZMQError):
+            self._end_monitor()
         self._context.destroy(linger=LINGER_MS)
-        os.close(self._wake_fd)

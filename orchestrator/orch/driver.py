@@ -7,10 +7,17 @@ is busy goes out in one packed message.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import queue
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any
+
+import zmq
 
 from orch import wire
 from orch.calls import Call, Calls
@@ -43,11 +50,15 @@ class Driver:
         self._connect_timeout = connect_timeout
         self._drive = threading.Lock()
         self._thread_lock = threading.Lock()
-        self._work = threading.Event()
+        self._work: queue.SimpleQueue[None] = queue.SimpleQueue()  # whose put() is safe in a finalizer
         self._thread: threading.Thread | None = None
         self._driver: int | None = None  # the thread that drives now
         self._waiting = False  # it sleeps, and wants to be woken
+        # One for this object's whole life, so that nobody writes to it after it is closed.
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        weakref.finalize(self, os.close, self._wake_fd).atexit = False
         self._calls = Calls()
+        self._arrived: deque[Record] = deque()  # received, and not taken in yet
         self._connection: Connection | None = None
         self._farewell = ""
         self._welcomed = False  # on the present connection
@@ -74,12 +85,15 @@ class Driver:
             self._calls.submit(call)
             try:
                 self._pump(lambda: call.done)
-                call.finish(None, Closed(CLOSED))  # unless it is finished: another thread has closed the client
+                call.finish(None, Closed(CLOSED))  # unless it is finished: somebody has closed the client
+            except (OSError, zmq.ZMQError) as err:
+                self._broke(err)
             except BaseException:  # Ctrl-C, most likely
                 self._calls.cancel(call)
                 raise
         finally:
             self._drive.release()
+            self._shut_if_closed()
             if self._calls.pending:
                 self._nudge()
         return True
@@ -88,6 +102,8 @@ class Driver:
         """Queue a call."""
         self._calls.submit(call)
         self._nudge()
+        if self.closed:  # looked at last: close() sets it before it ends what was queued
+            call.finish(None, Closed(CLOSED))
 
     def say(self, record: Record) -> None:
         """Queue a record that is no call."""
@@ -100,18 +116,45 @@ class Driver:
             self._calls.cancel(call)
             self._nudge()
 
+    def forsake(self, call: Call) -> None:
+        """As `cancel`, for a finalizer, which may run between any two instructions: it takes no lock."""
+        if not self.closed and not call.done:
+            self._calls.cancel(call)
+            self._wake()
+
     def close(self) -> None:
         """Say GOODBYE. Calls that are not answered yet end in `Closed`."""
         if self.closed:
             return
         self.closed = True
-        self._work.set()
-        self._interrupt()
+        self._wake()
+        if self._driver == threading.get_ident():
+            return  # a callback of the driver itself, which closes when it is done
         with self._drive:
+            self._shut()
+
+    def release(self) -> None:
+        """As `close`, for a finalizer, which may run between any two instructions: it waits for no lock."""
+        if not self.closed:
+            self.closed = True
+            self._wake()
+            self._shut_if_closed()
+
+    def _shut_if_closed(self) -> None:
+        """Whoever closes while another drives leaves this to the other; called after each release of the lock."""
+        if self.closed and not self.abandoned and self._drive.acquire(blocking=False):
+            try:
+                self._shut()
+            finally:
+                self._drive.release()
+
+    def _shut(self) -> None:
+        connection, self._connection = self._connection, None
+        try:
             self._calls.fail_all(lambda: Closed(CLOSED))
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+        finally:
+            if connection is not None:
+                connection.close()
 
     def abandon(self) -> Driver:
         """In a forked child: leave the parent's socket alone. Returns a driver that connects with its first call."""
@@ -126,14 +169,15 @@ class Driver:
             return  # a callback of the driver itself, which looks again before it sleeps
         if self._thread is None:
             self._start_thread()
-        self._work.set()
-        self._interrupt()
+        self._wake()
 
-    def _interrupt(self) -> None:
-        connection = self._connection
-        if self._waiting and connection is not None:
+    def _wake(self) -> None:
+        """Let the thread look again, or whoever drives. Takes no lock."""
+        if self._work.empty():
+            self._work.put(None)
+        if self._waiting:
             self._waiting = False
-            connection.wake()
+            os.eventfd_write(self._wake_fd, 1)
 
     def _start_thread(self) -> None:
         with self._thread_lock:
@@ -143,12 +187,22 @@ class Driver:
 
     def _run_thread(self) -> None:
         while not self.closed:
-            self._work.wait()
-            self._work.clear()
+            self._work.get()
             with self._drive:
-                if self.closed:
-                    return
-                self._pump(lambda: not self._calls.pending)
+                try:
+                    self._pump(lambda: not self._calls.pending)
+                except BaseException as err:  # noqa: BLE001  whatever it is, nobody is to wait for ever
+                    self._broke(err)
+            self._shut_if_closed()
+
+    def _broke(self, error: BaseException) -> None:
+        """Something that must not happen: end every call with it, and begin anew with the next. The lock is held."""
+        connection = self._connection
+        with contextlib.suppress(BaseException):  # out of a callback, after every call has ended
+            self._fail(OrchError(f"the connection to the instance broke: {type(error).__name__}: {error}"))
+        if connection is not None:
+            with contextlib.suppress(OSError, zmq.ZMQError):
+                self._part(connection)
 
     def _pump(self, finished: Callable[[], bool]) -> None:
         """Send, receive and resolve until `finished`. The drive lock is held."""
@@ -168,7 +222,7 @@ class Driver:
 
     def _look_after_idling(self) -> None:
         """Nobody watched the connection meanwhile: learn of its loss before something is sent into it."""
-        if self._connection is not None and time.monotonic() - self._idle_since > UNWATCHED_S:
+        if self._connection is not None and not self.closed and time.monotonic() - self._idle_since > UNWATCHED_S:
             connection = self._connection
             alive = connection.wait(0.0)
             if self._take_all(connection) and not alive:
@@ -180,7 +234,7 @@ class Driver:
         self._waiting = True
         try:
             # Looked at once more after `_waiting` is set: whoever queued before saw it unset and did not wake us.
-            ready = self.closed or (self._welcomed and calls.sendable)
+            ready = self.closed or self._arrived or (self._welcomed and calls.sendable)
             alive = connection.wait(0.0 if ready else self._sleep_s())
         finally:
             self._waiting = False
@@ -210,7 +264,9 @@ class Driver:
     def _take_all(self, connection: Connection) -> bool:
         """Read what has arrived. False: the balancer wants nothing of us any more, and the connection is given up."""
         try:
-            for record in connection.receive():
+            self._arrived += connection.receive()
+            while self._arrived:  # an interrupt in between loses none
+                record = self._arrived.popleft()
                 if record.kind == Kind.HELLO:  # it does not know us: another epoch, or it had given us up
                     self._lost(connection)
                     break
@@ -246,7 +302,10 @@ class Driver:
     def _connect(self) -> None:
         """Find the instance and shake hands. The drive lock is held."""
         endpoint = self._find()
-        connection = self._connection = Connection(endpoint)
+        try:
+            connection = self._connection = Connection(endpoint, self._wake_fd)
+        except (OSError, zmq.ZMQError) as err:
+            raise OrchError(f"no connection to {endpoint} can be opened: {err}") from err
         deadline = time.monotonic() + self._connect_timeout
         while not self._welcomed:
             left_s = deadline - time.monotonic()
@@ -271,7 +330,7 @@ class Driver:
         """Connect, or end every call with the reason why not."""
         try:
             self._connect()
-        except NotRunning as err:
+        except OrchError as err:
             self._fail(err)
 
     def _lost(self, connection: Connection) -> None:
@@ -279,6 +338,7 @@ class Driver:
         self._welcomed = False
         if self._lost_at is None:
             self._lost_at = time.monotonic()
+        self._arrived.clear()
         self._calls.new_balancer()
         connection.reopen()
 
@@ -286,6 +346,7 @@ class Driver:
         """Give the connection up; what is unanswered waits for another."""
         self._welcomed = False
         self._lost_at = None
+        self._arrived.clear()
         self._calls.new_balancer()
         self._connection = None
         connection.close()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import logging
+import re
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from orch import Client
-from orch.errors import Closed, NotRunning, WorkerLost
+from orch.errors import Closed, ConfigError, NotRunning, WorkerLost
 from tests.process.harness import Instance, Place, eventually, moment, reset_peak, resident_bytes
 
 log = logging.getLogger(__name__)
@@ -129,6 +133,91 @@ def test_callbacks_may_use_the_client(obedient: Instance) -> None:
 
     client.submit(0).add_done_callback(again)
     eventually(lambda: answers == list(range(100)))
+
+
+def test_a_callback_may_close_the_client(obedient: Instance) -> None:
+    """It runs in the driving thread, which cannot wait for itself; what is unanswered ends all the same."""
+    client = obedient.client()
+    waiting = [client.submit(["sleep", 0.5]) for _ in range(4)]
+    closed = threading.Event()
+
+    def close(_future: Any) -> None:
+        client.close()
+        closed.set()
+
+    client.submit("hello", priority="high").add_done_callback(close)
+    assert closed.wait(5)
+    for future in waiting:
+        assert future.done() or isinstance(future.exception(timeout=5), Closed)
+
+
+def test_no_call_waits_for_ever_when_the_client_closes_meanwhile(obedient: Instance) -> None:
+    """submit() races close(); every future ends."""
+    for _ in range(10):
+        client = Client(obedient.endpoint)
+        futures: list[Any] = []
+
+        def ask(client: Client = client, futures: list[Any] = futures) -> None:
+            with contextlib.suppress(Closed):
+                while True:
+                    futures.append(client.submit(1))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        eventually(lambda futures=futures: len(futures) > 20)  # type: ignore[misc]
+        client.close()
+        thread.join(5)
+        for future in futures:
+            future.exception(timeout=5)
+
+
+def test_a_callback_that_exits_takes_no_other_call_with_it_for_ever(obedient: Instance) -> None:
+    """What was unanswered ends with an error, and the client goes on."""
+    client = obedient.client()
+    others = [client.submit(["sleep", 0.3]) for _ in range(4)]
+
+    def leave(_future: Any) -> None:
+        raise SystemExit
+
+    client.submit("hello").add_done_callback(leave)
+    for other in others:
+        other.exception(timeout=5)
+    assert client.submit("hello").result(timeout=5) == "hello"
+
+
+def test_collected_clients_leave_nothing_behind(obedient: Instance) -> None:
+    """No thread, no descriptor, no connection; a future that is under way keeps its client."""
+
+    def use() -> None:
+        client = Client(obedient.endpoint)
+        assert client.submit("hello").result(timeout=5) == "hello"
+
+    def leavings() -> tuple[int, int]:
+        gc.collect()
+        names = [thread.name for thread in threading.enumerate()]
+        return names.count("orch-client"), len(list(Path("/proc/self/fd").iterdir()))
+
+    threads, descriptors = leavings()
+    for _ in range(10):
+        use()
+    assert Client(obedient.endpoint).submit(["sleep", 0.2]).result(timeout=5) == ["sleep", 0.2]
+    eventually(lambda: leavings()[0] <= threads and leavings()[1] <= descriptors)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["", "foo", "ipc://relative", f"ipc:///{'x' * 107}", "tcp://localhost", "tcp://host:0", "tcp://h:70000"]
+)
+def test_what_is_no_endpoint_is_said_so(endpoint: str) -> None:
+    """With the value, and what is allowed."""
+    with pytest.raises(ConfigError, match=re.escape(repr(endpoint)) + ".*tcp://host:port"):
+        Client(endpoint)
+
+
+def test_the_command_line_names_a_bad_endpoint_in_one_line(place: Place) -> None:
+    """And ends with the code of a setting that cannot work."""
+    finished = place.orch("request", "--endpoint", "foo", "hello")
+    assert finished.code == 3
+    assert "'foo'" in finished.error_line()
 
 
 def test_a_client_without_an_instance_says_not_running(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from orch import AsyncClient
+from orch import AsyncClient, Client
 from orch.errors import DeadlineExceeded, ModelError, WorkerLost
 from tests.process.harness import Instance, Place, elapse, eventually, moment
 
@@ -37,7 +37,7 @@ def test_a_slow_reader_holds_the_model_back(counter: Instance) -> None:
             assert part == number
             if number in (10, 100):
                 elapse(0.3)
-                waiting = stream._parts.qsize()  # noqa: SLF001  what is here and not yet read
+                waiting = stream._parts.arrived.qsize()  # noqa: SLF001  what is here and not yet read
                 assert waiting <= 64, waiting
 
 
@@ -58,6 +58,22 @@ def test_leaving_a_stream_early_ends_it_in_the_worker(slow_counter: Instance) ->
     began = moment()
     assert list(client.stream(2)) == [0, 1]
     assert moment() - began < 3
+
+
+def test_leaving_a_loop_early_ends_the_stream_in_the_worker(slow_counter: Instance) -> None:
+    """`break` alone does it: the stream is collected."""
+    client = slow_counter.client()
+    for part in client.stream(1000):
+        if part == 3:
+            break
+    began = moment()
+    assert list(client.stream(2)) == [0, 1]
+    assert moment() - began < 3
+
+
+def test_a_stream_keeps_the_client_that_it_came_from(counter: Instance) -> None:
+    """Whoever holds only the stream still gets all of it."""
+    assert list(Client(counter.endpoint).stream(200)) == [*range(200)]
 
 
 def test_a_stream_whose_client_is_gone_ends_in_the_worker(slow_counter: Instance) -> None:
@@ -86,6 +102,12 @@ def test_asyncio_streams_too(counter: Instance, slow_counter: Instance) -> None:
                 if part == 3:
                     break
             await stream.aclose()  # type: ignore[attr-defined]  # a generator
+            began = moment()
+            assert [part async for part in client.stream(2)] == [0, 1]
+            assert moment() - began < 3
+            async for part in client.stream(1000):
+                if part == 3:
+                    break
             began = moment()
             assert [part async for part in client.stream(2)] == [0, 1]
             assert moment() - began < 3

@@ -381,6 +381,21 @@ def test_when_no_answer_can_come_every_call_ends_with_an_error_of_its_own() -> N
     assert desk.sent_ids() == [3]
 
 
+def test_an_exception_out_of_one_callback_leaves_no_other_call_waiting() -> None:
+    """Even one that ends a thread."""
+    desk = Desk()
+    desk.submits(1, 2, 3)
+
+    def leave(_value: Any, _error: BaseException | None) -> None:
+        raise SystemExit
+
+    desk.made[1].settle = leave
+    with pytest.raises(SystemExit):
+        desk.calls.fail_all(lambda: Closed("closed"))
+    assert isinstance(desk.outcome(2), Closed)
+    assert isinstance(desk.outcome(3), Closed)
+
+
 def test_a_call_settles_once_whatever_comes_after() -> None:
     """Deadline, answer, cancellation and failure race; the first wins."""
     desk = Desk()

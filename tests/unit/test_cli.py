@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -15,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from orch.config import SETTINGS, Config
 from orch.errors import ConfigError, DoesNotFit, Exit, NotRunning, OrchError, Overloaded
+from orch.supervising.events import Event
 from orch_cli import detach, display, logs, main, request, show, up
 from orch_cli.down import outcome, sentence
 
@@ -43,16 +42,6 @@ def error_line(result: Result) -> str:
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("orch: ")
     return result.stderr.removeprefix("orch: ").rstrip("\n")
-
-
-@dataclass(frozen=True)
-class Event:
-    """Shaped like what the supervisor reports."""
-
-    kind: str
-    text: str
-    replica: str | None = None
-    data: dict[str, Any] = field(default_factory=dict)
 
 
 # --- help and version

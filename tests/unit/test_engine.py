@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,11 @@ import pytest
 import torch
 
 from orch.model import Model
-from orch_worker.engine import WARMUP_BATCHES, Engine, Failure, Row, WrongOutputs
+from orch.wire import Kind, Record
+from orch_worker import device
+from orch_worker.engine import WARMUP_BATCHES, DeviceLost, Engine, Failure, Row, WrongOutputs
+from orch_worker.loop import Loop
+from orch_worker.target import describe
 
 
 class Doubler(Model):
@@ -303,3 +307,41 @@ def test_a_child_that_the_model_has_forked_does_not_answer_too() -> None:
     assert list(engine.stream("c")) == ["c"]
     assert len(model.children) == 4
     assert [os.waitpid(child, 0)[1] for child in model.children] == [0, 0, 0, 0]
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, err: BaseException) -> Callable[[Record, Any], Record]:
+    """How a worker's loop makes a result of an output; packing one raises `err`."""
+
+    def encode(_output: Any) -> None:
+        raise err
+
+    monkeypatch.setattr("orch.payload.encode", encode)
+    loop = Loop.__new__(Loop)
+    loop._engine = Engine(Doubler(), 8)  # noqa: SLF001  all that it needs for this
+    return loop._result  # noqa: SLF001
+
+
+def test_a_device_error_that_shows_only_when_an_output_is_read_answers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are asynchronous: the request is not to blame, and runs again elsewhere."""
+    err = TypeError("cannot travel")
+    err.__cause__ = RuntimeError("CUDA error: an illegal memory access was encountered")
+    answer = answering(monkeypatch, err)
+    assert answer(Record(Kind.REQUEST), None).kind == Kind.ERROR
+    monkeypatch.setattr(device, "is_lost", lambda: True)
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        answer(Record(Kind.REQUEST), None)
+
+
+def test_an_output_for_which_there_is_no_memory_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker goes on."""
+    assert answering(monkeypatch, MemoryError())(Record(Kind.REQUEST), None).kind == Kind.ERROR
+
+
+def test_an_exception_that_cannot_say_what_it_is_is_named() -> None:
+    """A model may raise anything."""
+
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    assert describe(Mute()) == "Mute"

@@ -211,6 +211,36 @@ def test_a_worker_that_has_become_slow_is_given_nothing_beyond_its_batch() -> No
     assert house.dispatch() == [("w0", [15, 16])], "w1 has two rows, which is all that it may have now"
 
 
+def test_nothing_waits_behind_a_stream_at_its_worker() -> None:
+    """It lasts as long as its reader likes; other workers are there for the rest."""
+    house = House("w0", max_batch_size=4)
+    house.asks(1, flags=Flag.STREAM)
+    house.asks(2, 3)
+    assert house.dispatch() == [("w0", [1])]
+    house.answers("w0", kind=Kind.PART)
+    assert house.dispatch() == []
+    house.answers("w0", kind=Kind.END)
+    assert house.dispatch() == [("w0", [2, 3])]
+
+
+def test_a_stream_and_the_rest_of_a_split_answer_say_nothing_of_a_batchs_time() -> None:
+    """The one takes as long as its reader does, the other comes in no time."""
+    house = House("w0", max_batch_size=4)
+    house.asks(1, flags=Flag.STREAM)
+    house.dispatch()
+    house.now += 100.0
+    house.answers("w0", kind=Kind.END)
+    speed = house.router.pools[0].speed
+    assert speed.batch_s is None
+    house.asks(2, 3)
+    house.dispatch()
+    house.now += 0.5
+    records = [Record(Kind.RESULT, ticket=ticket) for ticket in house.tickets("w0")]
+    for record in records:
+        house.router.answers(house.workers["w0"], [record], house.now)
+    assert speed.batch_s == pytest.approx(0.501)
+
+
 def test_a_request_of_more_rows_than_a_batch_still_runs() -> None:
     """To a worker with any room, in a message of its own; what follows waits until it is done."""
     house = House("w0", max_batch_size=4)
@@ -664,6 +694,35 @@ def test_a_request_that_cannot_make_it_is_refused_early() -> None:
     assert code(refusal) == "deadline"
     assert "refused early" in message(refusal)
     assert house.asks(101, within=5.0) == [None]
+
+
+def a_flooded_house() -> House:
+    """Client a has 200 requests waiting, at 10 rows/s."""
+    house = House("w0", max_batch_size=1)
+    house.asks(*range(210))
+    for _ in range(10):
+        house.dispatch()
+        house.now += 0.1
+        house.answers("w0", house.workers["w0"].outstanding[house.tickets("w0")[0]].request_id)
+    house.dispatch()
+    return house
+
+
+def test_a_client_beside_a_flooding_one_is_not_refused_for_what_the_other_has_waiting() -> None:
+    """It would run next: what counts is its own line, turn by turn, and higher classes."""
+    house = a_flooded_house()
+    assert [code(refusal) for refusal in house.asks(1000, within=1.0)] == ["deadline"]
+    assert house.asks(1, client="b", within=1.0) == [None]
+    assert house.asks(1, client="c", within=1.0, priority=HIGH) == [None]
+    assert house.asks(1001, within=1.0, priority=HIGH) == [None]
+    (refusal,) = house.asks(2, client="b", within=1.0, priority=LOW)
+    assert code(refusal) == "deadline"
+
+
+def test_what_was_accepted_once_is_not_refused_early() -> None:
+    """It is brought to a new balancer, and has its deadline still ahead."""
+    house = a_flooded_house()
+    assert house.asks(1000, within=1.0, flags=Flag.RESEND) == [None]
 
 
 def test_nothing_is_refused_early_while_a_worker_idles() -> None:

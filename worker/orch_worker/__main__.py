@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     page = StatusPage(pages_fd, spec.slot)
     code, text = Exit.OK, ""
     try:
-        return _serve(spec, link, page)
+        engine, batcher, ready = _load(spec, link, page)
     except ConfigError as err:
         code, text = Exit.BAD_CONFIG, str(err)
     except BaseException as err:
@@ -61,6 +61,12 @@ def main(argv: list[str]) -> int:
         log.exception("%s could not be loaded", spec.target)
         code = Exit.OUT_OF_MEMORY if out_of_memory else Exit.MODEL_LOAD
         text = f"loading failed: {describe(err)}"
+    else:
+        try:
+            return Loop(spec.endpoint, ready, engine, batcher, page, link).run()
+        except BaseException as err:
+            log.exception("the worker's loop failed")
+            code, text = Exit.BUG, f"the worker's loop failed: {describe(err)}"
     link.send(event="failed", message=text, exit_code=code)
     return code
 
@@ -72,7 +78,8 @@ def _read_spec(link: Link) -> Spec | None:
     return Spec(**messages[0]["spec"]) if messages else None
 
 
-def _serve(spec: Spec, link: Link, page: StatusPage) -> int:
+def _load(spec: Spec, link: Link, page: StatusPage) -> tuple[Engine, Batcher, dict[str, Any]]:
+    """All that the loop needs; the last is what it says to the balancer."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until the loop takes it over: a load may be ended at any point
     started = time.monotonic()
     page.enter(Phase.LOADING)
@@ -105,7 +112,7 @@ def _serve(spec: Spec, link: Link, page: StatusPage) -> int:
         "model": spec.model,
         "max_batch_size": max_batch_size,
     }
-    return Loop(spec.endpoint, ready, engine, Batcher(max_batch_size, max_wait_s), page, link).run()
+    return engine, Batcher(max_batch_size, max_wait_s), ready
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import zmq
 from orch import payload, wire
 from orch.errors import DeadlineExceeded, Exit, ModelError, PayloadTooLarge, RemoteProtocolError, RequestError
 from orch.link import Link
-from orch.page import Phase, StatusPage
+from orch.page import NUM_CANCELLED, Phase, StatusPage
 from orch.wire import Flag, Kind, Record
 from orch_worker.batching import Batcher, Item
 from orch_worker.engine import DeviceLost, Engine, Failure, Row
@@ -30,6 +30,9 @@ MAX_PASS = 64
 # A stream whose reader grants no credit for this long is ended: it would hold the whole worker.
 STALL_S = 60.0
 CREDIT_POLL_MS = 1000
+# What ZeroMQ has not sent after this long waits for a balancer that does not read: the connection is given up.
+SEND_S = 5.0
+SEND_POLL_S = 0.1
 RECONNECT_MS, MAX_RECONNECT_MS = 10, 200
 
 
@@ -45,7 +48,9 @@ class Loop:
         self._batcher = batcher
         self._page = page
         self._link = link
-        self._cancelled: set[int] = set()
+        self._cancelled: dict[int, None] = {}  # in order of arrival; no more than the page could tell at once
+        self._sending: zmq.MessageTracker | None = None  # of the frames sent last, until they are known to be out
+        self._copies = False
         self._credit: dict[int, int] = {}
         self._max_payload_bytes = 1 << 62  # until the balancer says
         self._stopping = False
@@ -85,7 +90,7 @@ class Loop:
                 wait_s = self._batcher.wait_s(time.monotonic())
                 self._receive(wait_s)
                 self._drop_unwanted()
-                if self._batcher.wait_s(time.monotonic()) == 0.0:
+                if self._batcher.wait_s(time.monotonic()) == 0.0 and self._is_sent():
                     self._run(self._batcher.take())
         except DeviceLost:
             self._socket.close(linger=0)
@@ -116,6 +121,7 @@ class Loop:
         self._socket.close(linger=0)
         self._batcher = Batcher(self._batcher.max_batch_size, self._batcher.max_wait_s)
         self._cancelled.clear()
+        self._sending = None
         self._connect()
 
     def _read(self) -> int:
@@ -151,7 +157,7 @@ class Loop:
 
     def _drop_unwanted(self) -> None:
         """Answer, without running them, requests that were cancelled or have missed their deadline."""
-        self._cancelled.update(self._page.newly_cancelled())
+        self._read_cancelled()
         now_ns = time.monotonic_ns()
 
         def unwanted(request: Record) -> bool:
@@ -161,6 +167,11 @@ class Loop:
             self._send([self._error(each, DeadlineExceeded("its deadline passed before it ran")) for each in dropped])
         if not len(self._batcher):
             self._cancelled.clear()
+
+    def _read_cancelled(self) -> None:
+        self._cancelled.update(dict.fromkeys(self._page.newly_cancelled()))
+        while len(self._cancelled) > NUM_CANCELLED:
+            del self._cancelled[next(iter(self._cancelled))]
 
     # --- running -------------------------------------------------------------------------------------------------
 
@@ -195,7 +206,11 @@ class Loop:
             return self._error(request, ModelError(output.text))
         try:
             body, frames = payload.encode(output)
+        except MemoryError as err:
+            log.error("an output could not be packed: %s", describe(err))
+            return self._error(request, ModelError(f"its output could not be packed: {describe(err)}"))
         except TypeError as err:
+            self._engine.check_device(err.__cause__ or err)  # a kernel's error may show only when its output is read
             log.error("an output cannot travel: %s", err)
             return self._error(request, ModelError(f"its output cannot travel: {err}"))
         size = payload.nbytes(body, frames)
@@ -215,7 +230,29 @@ class Loop:
             head, *frames = wire.encode(run)
             self._socket.send(head, zmq.SNDMORE if frames else 0)
             for i, frame in enumerate(frames, 1):
-                self._socket.send(frame, zmq.SNDMORE if i < len(frames) else 0, copy=False)
+                more = zmq.SNDMORE if i < len(frames) else 0
+                self._sending = self._socket.send(frame, more, copy=self._copies, track=not (self._copies or more))
+
+    def _is_sent(self) -> bool:
+        """Wait until the frames of the last answers are out: they are the model's memory, which it may use again.
+
+        False: they were not within SEND_S. Then they are void, with the connection and all that came over it.
+        """
+        until = time.monotonic() + SEND_S
+        while self._sending is not None:
+            try:
+                self._sending.wait(SEND_POLL_S)
+            except zmq.NotDone:
+                if self._monitor.poll(0):  # nobody will read them
+                    return True
+                if time.monotonic() >= until:
+                    log.error("the balancer has not read an answer for %.0f s; connecting again", SEND_S)
+                    self._copies = True
+                    self._new_epoch()
+                    return False
+            else:
+                self._sending = None
+        return True
 
     # --- streams -------------------------------------------------------------------------------------------------
 
@@ -245,6 +282,9 @@ class Loop:
             self._send([record])
             self._credit[request.ticket] -= 1
             self._page.progress(time.monotonic_ns())
+            if not self._is_sent():
+                parts.close()  # type: ignore[attr-defined]
+                return self._error(request, RequestError("the balancer does not read"))
         return Record(Kind.END, request_id=request.request_id, ticket=request.ticket)
 
     def _await_credit(self, request: Record) -> Record | None:
@@ -252,7 +292,7 @@ class Loop:
         stalled_at = time.monotonic() + STALL_S
         while True:
             self._read()
-            self._cancelled.update(self._page.newly_cancelled())
+            self._read_cancelled()
             if request.ticket in self._cancelled or self._stopping or self._link.closed or self._monitor.poll(0):
                 return self._error(request, RequestError("cancelled, or the balancer is gone"))
             if 0 < request.deadline_ns <= time.monotonic_ns():
@@ -262,5 +302,8 @@ class Loop:
             if time.monotonic() > stalled_at:
                 return self._error(request, RequestError(f"its reader took no part for {STALL_S:.0f} s"))
             self._page.progress(time.monotonic_ns())
-            if self._link.fileno() in dict(self._poller.poll(CREDIT_POLL_MS)):
+            ready = dict(self._poller.poll(CREDIT_POLL_MS))
+            if self._link.fileno() in ready:
                 self._link.receive()
+            if self._wake.fileno() in ready:
+                self._wake.recv(4096)

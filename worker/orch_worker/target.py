@@ -149,5 +149,8 @@ def _checked(model: Any, target: str) -> Model:
 
 def describe(err: BaseException) -> str:
     """Type and text of an exception, in one line of bounded length."""
-    text = " ".join(str(err).split())
+    try:
+        text = " ".join(str(err).split())
+    except Exception:  # noqa: BLE001  a model's exception may not be able to say what it is
+        text = ""
     return f"{type(err).__name__}: {text}"[:1000] if text else type(err).__name__
