@@ -17,9 +17,17 @@ def rank(outstanding_rows: int, weight: float, idle_since: float) -> tuple[float
     return outstanding_rows / weight, idle_since
 
 
-def slots(max_batch_size: int, batch_s: float | None) -> int:
-    """Rows a worker may have outstanding: one batch that runs, and one ahead where batches are short."""
-    return 2 * max_batch_size if batch_s is not None and batch_s <= AHEAD_S else max_batch_size
+def room(rows: int, max_batch_size: int, batch_s: float | None, busy_s: float) -> int:
+    """Rows a worker that has `rows` outstanding may be given: a batch, or one ahead where batches are short.
+
+    batch_s: what its model's batches take; None: unknown. busy_s: how long it has been at this one, which may be the
+    exception: behind it a request would wait while others idle.
+    """
+    if not rows:
+        return max_batch_size
+    if batch_s is None or max(batch_s, busy_s) > AHEAD_S:
+        return 0
+    return max(0, 2 * max_batch_size - rows)
 
 
 def share(waiting: int, idle_workers: int, room: int, max_batch_size: int) -> int:

@@ -70,7 +70,7 @@ class Pool:
             self.idle.add(worker.replica)
         else:
             self.idle.discard(worker.replica)
-        if willing and self.room(worker) > 0:
+        if willing and self.room(worker, worker.began_at) > 0:
             self._serial += 1
             rank = policy.rank(worker.rows, worker.weight, worker.idle_since)
             heapq.heappush(self._heap, (rank, self._serial, worker.version, worker))
@@ -78,19 +78,20 @@ class Pool:
                 self._heap = [item for item in self._heap if item[2] == item[3].version]
                 heapq.heapify(self._heap)
 
-    def room(self, worker: Worker) -> int:
+    def room(self, worker: Worker, now: float) -> int:
         """Rows it may still be given; none behind a stream."""
         if worker.streams:
             return 0
-        return policy.slots(worker.max_batch_size, self.speed.batch_s) - worker.rows
+        busy_s = now - worker.began_at if worker.outstanding else 0.0
+        return policy.room(worker.rows, worker.max_batch_size, self.speed.batch_s, busy_s)
 
-    def best(self) -> Worker | None:
+    def best(self, now: float) -> Worker | None:
         """The worker to give work to next, or None: nobody has room."""
         heap = self._heap
         while heap:
             _, _, version, worker = heap[0]
-            if version == worker.version and self.room(worker) > 0:  # as of what is learned of batches since
-                return worker
+            if version == worker.version and self.room(worker, now) > 0:
+                return worker  # one that has run too long meanwhile is ranked again when it answers
             heapq.heappop(heap)
         return None
 

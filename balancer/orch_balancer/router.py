@@ -227,10 +227,10 @@ class Router:
             if pool.suspects or pool.lanes:
                 self._dispatch_suspects(pool, now, made)
             while len(pool.queue):
-                worker = pool.best()
+                worker = pool.best(now)
                 if worker is None:
                     break
-                made.append(self._give(worker, self._take(pool, worker), now))
+                made.append(self._give(worker, self._take(pool, worker, now), now))
         return made
 
     # --- inside --------------------------------------------------------------------------------------------------
@@ -296,9 +296,9 @@ class Router:
     def _retry_after_s(pool: Pool) -> float:
         return policy.retry_after_s(pool.queue.rows, pool.speed.rows_per_s)
 
-    def _take(self, pool: Pool, worker: Worker) -> list[Entry]:
+    def _take(self, pool: Pool, worker: Worker, now: float) -> list[Entry]:
         """The next rows for a worker: at least one request, even one that is larger than the room."""
-        room = pool.room(worker)
+        room = pool.room(worker, now)
         wanted = policy.share(pool.queue.rows, len(pool.idle), room, worker.max_batch_size)
         taken: list[Entry] = []
         rows = 0
@@ -332,7 +332,7 @@ class Router:
         lanes = [pool.workers[replica] for replica in pool.lanes]
         # A worker in a lane that runs no suspect, being emptied or empty, is spoken for by one of those that wait.
         free = sum(1 for worker in lanes if not any(entry.is_suspect for entry in worker.outstanding.values()))
-        while len(lanes) < allowed and free < len(pool.suspects) and (worker := pool.best()):
+        while len(lanes) < allowed and free < len(pool.suspects) and (worker := pool.best(now)):
             pool.enter_lane(worker)
             lanes.append(worker)
             free += 1
@@ -358,13 +358,15 @@ class Router:
         if cause.group and was_running:
             entry.group_strikes += entry.is_suspect
             if entry.group_strikes >= MAX_GROUP_STRIKES:
-                return errors.Poisoned(f"each time it ran alone on a worker, {worker.replica} {cause.text}")
+                return errors.Poisoned(
+                    f"each time this input ran alone, its group fell ({worker.replica} {cause.text}); change it"
+                )
             entry.is_suspect = True
             pool.one_lane = True
         if cause.counts and was_running:
             if entry.is_suspect and (cause.convicts or last):
                 return errors.Poisoned(
-                    f"it ran alone on {worker.replica}, which {cause.text}; it was with a dead worker before"
+                    f"run alone, this input took {worker.replica} along ({cause.text}), as it had one before; change it"
                 )
             entry.is_suspect = True
         if last and cause.counts:

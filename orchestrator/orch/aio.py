@@ -30,7 +30,7 @@ class AsyncClient:
     """
 
     def __init__(
-        self, endpoint: str | None = None, *, name: str = "default", connect_timeout: float = CONNECT_S
+        self, endpoint: str | None = None, *, name: str | None = None, connect_timeout: float = CONNECT_S
     ) -> None:
         self._arguments = (endpoint, name, connect_timeout)
         self._client: Client | None = None

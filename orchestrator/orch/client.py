@@ -50,6 +50,7 @@ class Client:
     """A connection to a running instance, safe to share between threads and to carry over a fork.
 
     endpoint: "ipc:///path" or "tcp://host:port"; None: find the instance `name` on this host.
+    name: None: $ORCH_NAME, as for every command, else "default".
     connect_timeout: seconds until an instance that does not answer counts as not running.
 
     Raises:
@@ -59,12 +60,13 @@ class Client:
     It is closed when it is collected; a future or a stream that is not done keeps it.
 
     An array given to `submit`, `map` or `stream` belongs to orch until its call is done, because it is sent without a
-    copy; `copy=True` takes a snapshot. `request` is always safe: it blocks.
+    copy; `submit(..., copy=True)` takes a snapshot. `request` is always safe: it blocks.
     """
 
     def __init__(
-        self, endpoint: str | None = None, *, name: str = "default", connect_timeout: float = CONNECT_S
+        self, endpoint: str | None = None, *, name: str | None = None, connect_timeout: float = CONNECT_S
     ) -> None:
+        name = name or os.environ.get("ORCH_NAME") or "default"
         self._ids = itertools.count(1)
         given = None if endpoint is None else check_endpoint(endpoint)
         # The driver's thread, and so the driver, must not refer to this object.
@@ -363,6 +365,8 @@ def _priority(name: str) -> int:
 
 
 def _seconds(timeout: float) -> float:
+    if not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout = {timeout!r}; it must be a number of seconds, or None")
     if not 0 < timeout < MAX_TIMEOUT_S:
         raise ValueError(f"timeout = {timeout!r}; it must be a positive number of seconds, or None")
     return timeout

@@ -101,7 +101,8 @@ def _summarise(status: Mapping[str, Any]) -> None:
     for replica in status.get("replicas", ()):
         footprint = size(replica.get("footprint_bytes"))
         click.echo(f"orch: {replica.get('id')} ready on {replica.get('device')}, {footprint}", err=True)
-    click.echo(f"orch: {status.get('name')} serves at {status.get('endpoint')}; stop it with orch down", err=True)
+    name = status.get("name")
+    click.echo(f"orch: {name} serves at {status.get('endpoint')}; stop it with orch down --name {name}", err=True)
 
 
 def _last_words(log_path: Path, begin: int) -> str:

@@ -22,12 +22,14 @@ def test_the_least_outstanding_per_capacity_ranks_first_and_of_equals_the_longes
     assert sorted(ranks, key=lambda name: ranks[name]) == ["longer idle", "idle", "strong", "busy"]
 
 
-def test_a_worker_has_slots_for_two_batches_only_while_batches_are_short() -> None:
-    """Before the first answer nothing is known, and the safe guess is one."""
-    assert policy.slots(8, None) == 8
-    assert policy.slots(8, 0.001) == 16
-    assert policy.slots(8, policy.AHEAD_S) == 16
-    assert policy.slots(8, policy.AHEAD_S * 1.01) == 8
+def test_a_worker_is_given_a_batch_ahead_only_while_batches_are_short() -> None:
+    """Before the first answer nothing is known, and the safe guess is none; so it is behind one that runs long."""
+    assert policy.room(0, 8, None, 0.0) == 8
+    assert policy.room(1, 8, None, 0.0) == 0
+    assert policy.room(8, 8, 0.001, 0.0) == 8
+    assert policy.room(8, 8, policy.AHEAD_S, 0.0) == 8
+    assert policy.room(1, 8, policy.AHEAD_S * 1.01, 0.0) == 0
+    assert policy.room(1, 8, 0.001, policy.AHEAD_S * 1.01) == 0
 
 
 @pytest.mark.parametrize(

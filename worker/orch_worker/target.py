@@ -138,6 +138,8 @@ def _checked(model: Any, target: str) -> Model:
     if not has_predict and not has_stream:
         raise ConfigError(f"{target} has no predict(self, inputs: list) -> list")
     checked = model if isinstance(model, Model) and has_predict else Adapter(model)
+    if inspect.iscoroutinefunction(checked.predict) or inspect.iscoroutinefunction(getattr(model, "_function", None)):
+        raise ConfigError(f"{target} is `async def`; a worker runs one batch at a time: make it a plain `def`")
     size: Any = checked.max_batch_size
     wait: Any = checked.max_batch_wait
     if type(size) is not int or not 1 <= size <= MAX_BATCH_SIZE:

@@ -206,7 +206,8 @@ class Replica:
         if healthy or not death.elsewhere:
             self.flaps = 0 if healthy else self.flaps + 1
         self.restarts += 1
-        code = Exit.MODEL_LOAD if timed_out else death.exit_code
+        # Once it serves, a code is the model's own: os._exit(3) in predict is a crash like any other.
+        code = Exit.MODEL_LOAD if timed_out else death.exit_code if self.ready_at is None else Exit.BUG
         self.last_exit_code = code
         delay_s = restart.delay_s(self.flaps, code, is_last=is_last, jitter=jitter)
         why = death.message or (f"not READY within {self.load_timeout_s:g} s" if timed_out else blame.text)
@@ -260,7 +261,8 @@ class Replica:
             return Blame("was killed (SIGKILL)", counts=True, convicts=False)
         if death.exit_code < 0:
             return Blame(f"died of {_signal_name(-death.exit_code)}", counts=True, convicts=True)
-        name = f" ({Exit(death.exit_code).name})" if death.exit_code in EXIT_CODES else ""
+        known = death.exit_code in EXIT_CODES and (self.ready_at is None or death.exit_code == Exit.DEVICE_LOST)
+        name = f" ({Exit(death.exit_code).name})" if known else ""
         return Blame(f"exited with code {death.exit_code}{name}", counts=True, convicts=death.exit_code != Exit.OK)
 
     def _enter(self, new: State, reason: str, now: float) -> None:

@@ -443,6 +443,8 @@ class Supervisor:
                     self._gpu_locks.release()
                 raise
             self._served = False
+        elif wanted < have:
+            self._plans.renew(wanted, self._fleet.largest_footprint(), self._fleet.pids)
         # The youngest leave first; those that do not run go before those that do.
         order = sorted(staying, key=lambda each: (each.state is State.READY, -each.slot))
         for replica in order[: max(0, have - wanted)]:
@@ -452,9 +454,11 @@ class Supervisor:
     def _restart(self, replica_id: Any) -> dict[str, Any]:
         if replica_id is not None and (not isinstance(replica_id, str) or replica_id not in self._fleet.replicas):
             raise ConfigError(f"there is no replica {replica_id!r}; there are {', '.join(self._fleet.replicas)}")
+        if self._stopping:
+            raise NotRunning(f"{self._config.name} is {self._state()}; nothing is restarted any more")
         chosen = [replica_id] if replica_id is not None else list(self._fleet.replicas)
         self._restarting += [each for each in chosen if each not in self._restarting]
-        return {"restarting": chosen, "text": f"restarting {', '.join(chosen)}, one after another"}
+        return {"restarting": chosen, "text": f"restarting {', then '.join(chosen)}; see orch status"}
 
     def _next_restart(self) -> None:
         """One at a time, and only while nothing else is leaving or coming."""
