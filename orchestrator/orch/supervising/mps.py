@@ -20,6 +20,7 @@ from orch.planning.cards import Gpu
 from orch.supervising.output import Lines
 from orch.supervising.reactor import Reactor
 
+LOG_NAME = "mps"
 CONTROL, SERVER = "nvidia-cuda-mps-control", "nvidia-cuda-mps-server"
 # A command is answered in some 10 ms; a daemon that takes this long is hung.
 ASK_S = 5.0
@@ -96,7 +97,7 @@ class Mps:
         )
         assert self._process.stdout is not None
         os.set_blocking(self._process.stdout.fileno(), False)
-        self._lines = Lines(self._process.stdout.read, lambda line: self._owner.printed("mps", line))
+        self._lines = Lines(self._process.stdout.read, lambda line: self._owner.printed(LOG_NAME, line))
         self._reactor.add_lines(self._process.stdout, self._lines)
         self._pidfd = os.pidfd_open(self._process.pid)
         self._reactor.add(self._pidfd, lambda: self._died("the MPS control daemon"))

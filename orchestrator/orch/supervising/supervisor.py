@@ -295,7 +295,8 @@ class Supervisor:
     def printed(self, name: str, line: str) -> None:
         """A child's line: into its file, and to whoever looks on."""
         self._logs.write(name, line)
-        self._show(Event("log", line, name))
+        if name != mps.LOG_NAME:  # a line for every connection: for whoever looks for a fault, not for a terminal
+            self._show(Event("log", line, name))
 
     def changed(self) -> None:
         """The balancer is told the whole set of workers."""
