@@ -62,12 +62,18 @@ class Call:
         if not self.done:
             self.done = True
             self.body, self.frames = b"", ()
-            self.settle(value, error)
+            # Let go of the caller's future, which refers to us: a cycle for every call would keep the collector busy.
+            settle, self.settle, self.on_part = self.settle, _settled, None
+            settle(value, error)
 
     @property
     def may_resend(self) -> bool:
         """Whether another run could not hurt."""
         return not self.flags & Flag.NO_RETRY and not self.got_parts
+
+
+def _settled(_value: Any, _error: BaseException | None) -> None:
+    """What a finished call settles."""
 
 
 class Calls:
