@@ -21,6 +21,8 @@ from orch.supervising.output import Lines
 from orch.supervising.reactor import Reactor
 
 LOG_NAME = "mps"
+# What a command comes to when the daemon is gone, hung or refuses.
+UNANSWERED = (OSError, subprocess.SubprocessError)
 CONTROL, SERVER = "nvidia-cuda-mps-control", "nvidia-cuda-mps-server"
 # A command is answered in some 10 ms; a daemon that takes this long is hung.
 ASK_S = 5.0
@@ -121,7 +123,7 @@ class Mps:
         while True:
             try:
                 self._ask("get_server_list")
-            except (OSError, subprocess.SubprocessError):
+            except UNANSWERED:
                 if time.monotonic() > deadline or self._process.poll() is not None:
                     raise
                 time.sleep(PAUSE_S)
@@ -130,17 +132,20 @@ class Mps:
 
     def is_attached(self, pid: int) -> bool:
         """Whether a worker is a client of our server. One that missed the pipe would run in turns, and say nothing."""
-        for server in self._servers():
-            if pid in numbers(self._ask(f"get_client_list {server}")):
-                self._watch_server(server)
-                return True
+        try:
+            for server in self._servers():
+                if pid in numbers(self._ask(f"get_client_list {server}")):
+                    self._watch_server(server)
+                    return True
+        except UNANSWERED:
+            pass  # the daemon is dying: its own end is told to the owner, and there is nothing to be attached to
         return False
 
     def has_fault(self) -> bool:
         """Whether a client's fault has been reported to all: nobody new is taken until every one of them is gone."""
         try:
             return any("FAULT" in self._ask(f"get_server_status {server}").upper() for server in self._servers())
-        except (OSError, subprocess.SubprocessError):
+        except UNANSWERED:
             return True
 
     def terminate_client(self, pid: int) -> None:
@@ -148,7 +153,7 @@ class Mps:
         try:
             for server in self._servers():
                 self._ask(f"terminate_client {server} {pid}")
-        except (OSError, subprocess.SubprocessError):
+        except UNANSWERED:
             pass  # then the SIGKILL has to do
 
     def close(self) -> None:
@@ -160,7 +165,7 @@ class Mps:
         try:
             self._ask("quit")
             self._process.wait(QUIT_S)
-        except (OSError, subprocess.SubprocessError):
+        except UNANSWERED:
             pass
         for pid in filter(None, (self._server_pid, self._process.pid)):
             try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 import uuid
 from collections.abc import Callable
@@ -140,14 +139,14 @@ class Supervisor:
                     self._directory, list(self._plans.gpu_names), self._environ, self._reactor, self
                 )
                 self._fleet.mps.wait_until_up()
-            except (OSError, subprocess.SubprocessError) as err:
+            except mps.UNANSWERED as err:
                 reason = f"the control daemon did not start: {err}"
                 self._stop_mps()
         self._mps_facts = {"state": "on" if reason is None else "off", "reason": reason}
         self._plans.max_clients = mps.MAX_CLIENTS if reason is None else None
         if reason is None:
             self.report(Event("mps", "CUDA MPS is on: the replicas of a GPU run at the same time"))
-        elif mode == "on":
+        elif mode == "on" and not self._ever_ready:  # later it would take down what serves
             raise ConfigError(f"mps = on: {reason}; use --mps auto to go on without")
         else:
             self.report(Event("warning", f"CUDA MPS cannot be used ({reason}): the replicas of a GPU run in turns"))
