@@ -99,12 +99,26 @@ class Config:
         "1 to 64 letters, digits, dots, underscores and dashes",
         "The instance's name; commands and clients find it by this.",
     )
-    replicas: int | Literal["auto"] = _setting(
+    replicas: int | Literal["auto", "best"] = _setting(
         "auto",
         replicas,
-        "auto|N",
-        f"auto, or a whole number from 1 to {MAX_REPLICAS}",
-        "How many replicas; auto: as many as memory and cores hold, measured on the first.",
+        "auto|best|N",
+        f"auto, best, or a whole number from 1 to {MAX_REPLICAS}",
+        "How many replicas; auto: as many as memory and cores hold, measured on the first; best: as many as pay.",
+    )
+    min_gain: float = _setting(
+        0.05,
+        fraction,
+        "FRACTION",
+        "a number above 0, at most 1",
+        "For --replicas best: one more replica stays only if it raises the measured throughput by this share.",
+    )
+    load_parallelism: int = _setting(
+        1,
+        integer(1, 64),
+        "N",
+        "a whole number from 1 to 64",
+        "Replicas that may load at the same time; 1: each sees what the one before has taken.",
     )
     device: str = _setting(
         "auto",

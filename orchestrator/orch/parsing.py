@@ -77,10 +77,10 @@ def integer(low: int, high: int) -> Parse:
     return parse
 
 
-def replicas(value: object) -> int | Literal["auto"]:
-    """A count, or "auto"."""
-    if isinstance(value, str) and value.strip().lower() == "auto":
-        return "auto"
+def replicas(value: object) -> int | Literal["auto", "best"]:
+    """A count, "auto" or "best"."""
+    if isinstance(value, str) and (word := value.strip().lower()) in ("auto", "best"):
+        return "auto" if word == "auto" else "best"
     number: int = integer(1, MAX_REPLICAS)(value)
     return number
 

@@ -14,7 +14,8 @@ from orch_cli.options import config_options, load
 @config_options()
 @click.option("--detach", is_flag=True, help="Start in the background; return once every replica is ready.")
 @click.option("--detached", is_flag=True, hidden=True)  # what --detach starts: its stderr is a file nobody rotates
-def up(config_path: str | None, detach: bool, detached: bool, **options: Any) -> None:
+@click.option("--samples", metavar="FILE", hidden=True)  # for orch tune: where the warm-up samples are written
+def up(config_path: str | None, detach: bool, detached: bool, samples: str | None, **options: Any) -> None:
     """Start TARGET and keep it running until Ctrl-C.
 
     TARGET is path/to/file.py:Name or package.module:Name, a class (orch.Model) or a function that takes and returns a
@@ -30,5 +31,5 @@ def up(config_path: str | None, detach: bool, detached: bool, **options: Any) ->
     from orch_cli.display import display_for
 
     with display_for(resolved.config, show_output=not detached) as display:
-        code = Supervisor(resolved.config, report=display.report).run()
+        code = Supervisor(resolved.config, report=display.report, samples=samples).run()
     raise SystemExit(code)

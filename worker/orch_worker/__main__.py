@@ -40,6 +40,7 @@ class Spec:
     max_batch_size: int | None = None
     max_batch_wait_s: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    samples: str | None = None  # the file that the samples of the warm-up are to be written to
 
 
 def main(argv: list[str]) -> int:

@@ -50,8 +50,16 @@ Report = Callable[[Event], None]
 class Supervisor:
     """Owns which replicas should exist, the plan, and the instance's files. It never touches a request."""
 
-    def __init__(self, config: Config, report: Report, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        config: Config,
+        report: Report,
+        *,
+        samples: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._config = config
+        self._samples = samples  # the file that the model's warm-up samples are to be written to
         self._show = report
         self._clock = clock
         self._started_at = time.time()
@@ -174,6 +182,7 @@ class Supervisor:
             "max_batch_size": config.max_batch_size,
             "max_batch_wait_s": config.max_batch_wait_s,
             "settings": dict(config.set),
+            "samples": self._samples,
         }
 
     def _balancer_settings(self) -> dict[str, Any]:
@@ -481,6 +490,11 @@ class Supervisor:
             return "STARTING"
         return "READY" if len(self._fleet.in_state(State.READY)) == len(self._fleet.replicas) else "DEGRADED"
 
+    def _is_settled(self) -> bool:
+        """Whether every replica serves, and none is about to leave or to come."""
+        ready = self._fleet.in_state(State.READY)
+        return self._served and not self._restarting and len(ready) == len(self._fleet.replicas)
+
     def _status(self) -> dict[str, Any]:
         return {
             "name": self._config.name,
@@ -495,6 +509,7 @@ class Supervisor:
             "plan": status.plan_facts(self._plans.plan),
             "mps": self._mps_facts,
             "balancer": {"pid": self._balancer.pid, "restarts": self._balancer.restarts},
+            "settled": self._is_settled(),
             "replicas": status.replica_facts(self._fleet, self._stats),
             "queue": status.queue_facts(self._stats),
             "logs": str(self._logs.directory),
