@@ -13,13 +13,18 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 pytho
 # Debian packages that the tests use:
 DEBIAN_PACKAGES ?=
 
-VENV := .venv
+# More options for `make bench` and `make bench-peers`, and the Python that runs the other servers:
+BENCH_ARGS   ?=
+PEERS_PYTHON ?= $(PYTHON)
+
+VENV  := .venv
+PEERS := .venv-peers
 PIP   = $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-.PHONY: help up test check format wheel clean debian-packages
+.PHONY: help up test check format bench bench-peers wheel clean debian-packages
 
 help: ## Show this list.
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 
 up: $(VENV)/.installed ## Serve the example model until Ctrl-C; TARGET=file.py:Name REPLICAS=n ARGS="..." change what and how.
 	exec $(VENV)/bin/orch up $(TARGET) --replicas $(REPLICAS) $(ARGS)
@@ -36,12 +41,20 @@ format: $(VENV)/.installed-dev ## Format the sources, and mend what ruff can.
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+bench: $(VENV)/.installed-dev ## Measure orch beside bare ZeroMQ, in turns; about 5 minutes. BENCH_ARGS="..." narrows it.
+	$(VENV)/bin/python -m benchmarks.peers --rows floors --seconds 2 --after-kill 3 --patience 30 --json build/bench.json \
+		$(BENCH_ARGS)
+
+bench-peers: $(VENV)/.installed-dev $(PEERS)/.installed ## The same beside other servers of models, which it installs; writes benchmarks/RESULTS.md.
+	-$(MAKE) --no-print-directory debian-packages DEBIAN_PACKAGES="nginx-light wrk"
+	$(VENV)/bin/python -m benchmarks.peers --rows all --seconds 2 --after-kill 12 --patience 40 --publish $(BENCH_ARGS)
+
 wheel: $(VENV)/.installed-dev ## Build dist/*.whl, by way of the source archive.
 	rm -rf dist
 	$(VENV)/bin/python -m build --no-isolation
 
 clean: ## Remove everything that these commands made.
-	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first and by its exact pin: from a range, or as somebody's dependency, pip may choose a far larger build.
@@ -53,6 +66,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --quiet --editable '.[torch,demo,dev]'
+	@touch $@
+
+# The other servers stay out of our environment. Git and ruff pass the folder over: it ignores itself.
+$(PEERS)/.installed: benchmarks/peers/requirements.txt | $(VENV)/bin/pip
+	$(PEERS_PYTHON) -m venv --clear --without-pip $(PEERS)
+	@echo '*' > $(PEERS)/.gitignore
+	$(VENV)/bin/python -m pip --python $(PEERS)/bin/python install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
 	@touch $@
 
 # Debian ships Python without the part that puts pip into a new environment; then the pip at hand does it.
