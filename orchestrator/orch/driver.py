@@ -23,6 +23,7 @@ from orch import wire
 from orch.calls import Call, Calls
 from orch.connection import Connection
 from orch.errors import Closed, NotRunning, OrchError, ProtocolError, RemoteProtocolError
+from orch.loans import IDLE_S
 from orch.wire import Kind, Record
 
 # A balancer that dies is back within a second; an instance that systemd starts again, with its models, later.
@@ -96,6 +97,8 @@ class Driver:
             self._shut_if_closed()
             if self._calls.pending:
                 self._nudge()
+            elif self._calls.loans.are_any and self._thread is None:
+                self._start_thread()  # which gives back what is not used
         return True
 
     def submit(self, call: Call) -> None:
@@ -187,13 +190,40 @@ class Driver:
 
     def _run_thread(self) -> None:
         while not self.closed:
-            self._work.get()
+            if not self._is_woken():
+                continue
             with self._drive:
                 try:
                     self._pump(lambda: not self._calls.pending)
                 except BaseException as err:  # noqa: BLE001  whatever it is, nobody is to wait for ever
                     self._broke(err)
             self._shut_if_closed()
+
+    def _is_woken(self) -> bool:
+        """Wait for work; where there is none for a while, give back the chunks that are not used."""
+        try:
+            self._work.get(timeout=IDLE_S if self._calls.loans.are_any else None)
+        except queue.Empty:
+            if self._drive.acquire(blocking=False):
+                try:
+                    self._tidy()
+                finally:
+                    self._drive.release()
+                self._shut_if_closed()
+            return False
+        return True
+
+    def _tidy(self) -> None:
+        connection, loans = self._connection, self._calls.loans
+        now = time.monotonic()
+        if connection is None or not self._welcomed or now - self._idle_since < IDLE_S:
+            return
+        try:
+            if self._take_all(connection):  # perhaps a grant that came after the last answer
+                loans.give_back_idle(now, 0.0)
+                connection.send(loans.news(now))
+        except (OSError, zmq.ZMQError) as err:
+            self._broke(err)
 
     def _broke(self, error: BaseException) -> None:
         """Something that must not happen: end every call with it, and begin anew with the next. The lock is held."""
@@ -287,6 +317,8 @@ class Driver:
         if record.kind == Kind.WELCOME:
             self.limits = wire.read_map(record.body, wire.WELCOME_FIELDS)
             self._calls.window = max(1, self.limits["window"])
+            is_local = self._connection is not None and self._connection.is_local
+            self._calls.loans.open(self.limits["arena"] if is_local else "", self.limits["epoch"])
             self._welcomed = True
             self._lost_at = None
         elif record.kind == Kind.ERROR and record.request_id == 0:
@@ -294,6 +326,8 @@ class Driver:
             if not self._welcomed:
                 raise Refused(fields["message"])
             self._fail(ProtocolError(f"the balancer refused what this client sent: {fields['message']}"))
+        elif record.kind == Kind.GRANT:
+            self._calls.loans.granted(record)
         else:
             self._calls.take(record)
 
