@@ -48,6 +48,7 @@ class Settings:
     max_payload_bytes: int
     arena: str = ""  # the socket where its descriptor is handed out
     shared_memory_bytes: int = 0
+    pinned_memory: bool = False  # workers register it with their GPUs
 
 
 class Broker:
@@ -58,7 +59,9 @@ class Broker:
         limits = Limits(settings.queue_limit, settings.queue_bytes, settings.client_queue_limit, settings.max_attempts)
         self._watch = Watch()
         epoch = secrets.randbits(32) or 1
-        handout = self._handout = Handout(settings.arena, settings.shared_memory_bytes, epoch, self._watch)
+        handout = self._handout = Handout(
+            settings.arena, settings.shared_memory_bytes, epoch, self._watch, pinned=settings.pinned_memory
+        )
         router = self._router = Router(settings.models, limits, epoch, handout.num_bytes)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         front = bind(self._context, settings.front, FRONT_RCVHWM, settings.max_payload_bytes)
@@ -103,6 +106,7 @@ class Broker:
             self._back.send(self._router.dispatch(now))
             self._back.flush()
             self._front.flush()
+            self._handout.tend(self._router.leases.num_leased)
             self._report()
         self._context.destroy(linger=LINGER_MS if self._finished else 0)
         return Exit.OK if self._finished else Exit.ORPHANED

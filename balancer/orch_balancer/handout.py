@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import mmap
 import socket
 from pathlib import Path
 
@@ -17,10 +18,15 @@ MAX_PASS = 64
 
 
 class Handout:
-    """Owns both, for one epoch. path: "" and num_bytes: 0 where there is none."""
+    """Owns both, for one epoch. path: "" and num_bytes: 0 where there is none.
 
-    def __init__(self, path: str, num_bytes: int, epoch: int, watch: Watch) -> None:
+    pinned: workers register the memory with their GPUs, which go on using the pages they know: they cannot be released.
+    """
+
+    def __init__(self, path: str, num_bytes: int, epoch: int, watch: Watch, *, pinned: bool) -> None:
         self.path, self.num_bytes = "", 0
+        self._pinned = pinned
+        self._is_used = False
         self._epoch = epoch
         if not num_bytes:
             return
@@ -31,11 +37,20 @@ class Handout:
             self._socket.listen(BACKLOG)
             self._socket.setblocking(False)
             self._fd = arena.create(num_bytes)
+            self._map = mmap.mmap(self._fd, num_bytes)
         except OSError as err:
             log.warning("no shared memory (%s): large arrays are sent instead", err)
             return
         self.path, self.num_bytes = path, num_bytes
         watch.add(self._socket.fileno(), self._serve)
+
+    def tend(self, num_leased: int) -> None:
+        """Give the memory back to the system when nothing of it is leased any more. Called with each turn of the loop."""
+        if num_leased:
+            self._is_used = True
+        elif self._is_used and not self._pinned:
+            self._is_used = False
+            self._map.madvise(mmap.MADV_REMOVE)
 
     def _serve(self) -> None:
         for _ in range(MAX_PASS):

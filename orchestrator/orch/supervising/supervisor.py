@@ -201,6 +201,7 @@ class Supervisor:
             "max_payload_bytes": config.max_payload_bytes,
             "arena": str(Path(self._directory) / runtime.ARENA),
             "shared_memory_bytes": min(config.shared_memory_bytes, read_host().memory_total_bytes // MEMORY_SHARE),
+            "pinned_memory": bool(self._plans.gpu_names),
         }
 
     @property
