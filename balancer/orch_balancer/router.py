@@ -421,7 +421,7 @@ class Router:
                 worker.pool.results.observe(chunk.read_place(record.body).size)
         elif record.kind != Kind.ERROR:
             frames = record.frames
-            worker.pool.results.observe(chunk.ALIGN * len(frames) + payload.nbytes(b"", frames))
+            worker.pool.results.observe(chunk.ALIGN * max(0, len(frames) - 1) + payload.nbytes(b"", frames))
         if result is not None:
             leases.leave(result, process)
         kept = record.flags & Flag.KEPT

@@ -23,7 +23,7 @@ from orch import wire
 from orch.calls import Call, Calls
 from orch.connection import Connection
 from orch.errors import Closed, NotRunning, OrchError, ProtocolError, RemoteProtocolError
-from orch.loans import IDLE_S
+from orch.loans import IDLE_S, Loans
 from orch.wire import Kind, Record
 
 # A balancer that dies is back within a second; an instance that systemd starts again, with its models, later.
@@ -220,7 +220,7 @@ class Driver:
             return
         try:
             if self._take_all(connection):  # perhaps a grant that came after the last answer
-                loans.give_back_idle(now, 0.0)
+                loans.rest()
                 connection.send(loans.news(now))
         except (OSError, zmq.ZMQError) as err:
             self._broke(err)
@@ -318,7 +318,7 @@ class Driver:
             self.limits = wire.read_map(record.body, wire.WELCOME_FIELDS)
             self._calls.window = max(1, self.limits["window"])
             is_local = self._connection is not None and self._connection.is_local
-            self._calls.loans.open(self.limits["arena"] if is_local else "", self.limits["epoch"])
+            self._calls.loans = Loans(self.limits["arena"] if is_local else "", self.limits["epoch"])
             self._welcomed = True
             self._lost_at = None
         elif record.kind == Kind.ERROR and record.request_id == 0:

@@ -7,8 +7,9 @@ the answer the request's chunk is the client's again, for the next one of its si
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from orch import chunk
@@ -32,10 +33,10 @@ ROOMY = 2
 class Loans:
     """Owns the mapping and the chunks of one client, on one connection. Used by the thread that drives the socket."""
 
-    def __init__(self) -> None:
-        self._path = ""
-        self._epoch = 0
-        self._arena: Arena | None = None
+    def __init__(self, path: str = "", epoch: int = 0, attach: Callable[[str, int], Arena] = Arena) -> None:
+        """Where the arena of this epoch is handed out, as WELCOME says it; "": nowhere."""
+        self._path, self._epoch, self._attach = path, epoch, attach
+        self._arena: Arena | None = None  # mapped when there is something to put into it
         self._free: dict[int, deque[tuple[float, Chunk]]] = {}  # by size; the longest unused first
         self._missed: dict[int, int] = {}  # requests that found no chunk, by size
         self._asked = 0  # chunks, while the balancer's answer is outstanding
@@ -45,11 +46,6 @@ class Loans:
         self._told = False  # the balancer knows that results may be put there
         self._returned: list[int] = []
         self.num_held = 0
-
-    def open(self, path: str, epoch: int) -> None:
-        """A WELCOME over a local connection: where the arena is, "" for none. What was held before is void."""
-        self.__init__()  # type: ignore[misc]
-        self._path, self._epoch = path, epoch
 
     # --- requests
 
@@ -130,24 +126,28 @@ class Loans:
         self._now = now
         if now >= self._look_at:
             self._look_at = now + IDLE_S
-            self.give_back_idle(now)
+            self._give_back(now - IDLE_S)
         records = self._ask() if self._missed and not self._asked and now >= self._retry_at else []
         if self._returned:
             records.append(Record(Kind.RETURN, body=chunk.write_numbers(self._returned)))
             self._returned = []
         return records
 
-    def give_back_idle(self, now: float, idle_s: float = IDLE_S) -> None:
-        """Chunks that were not needed for so long go back with the next message."""
+    def rest(self) -> None:
+        """Nothing was sent for a while: whatever is left of the last calls goes back, and nothing is wanted."""
+        self._missed.clear()
+        self._give_back(math.inf)
+
+    def _give_back(self, before: float) -> None:
         for free in self._free.values():
-            while free and free[0][0] <= now - idle_s:
+            while free and free[0][0] <= before:
                 self.drop(free.popleft()[1])
 
     def _ask(self) -> list[Record]:
         """For the size that was missed most; the others' turn comes."""
         if self._arena is None:
             try:
-                self._arena = Arena(self._path, self._epoch)
+                self._arena = self._attach(self._path, self._epoch)
             except OSError as err:  # another view of the file system, no descriptors left, a new balancer...
                 log.info("no shared memory (%s): large arrays are sent instead", err)
                 self._path = ""
