@@ -184,6 +184,11 @@ class Broker:
                 "clients": len(router.sessions),
                 "malformed": self._front.malformed,
             },
-            "arena": {"bytes": router.leases.total, "leased_bytes": router.leases.num_leased},
+            "arena": {
+                "bytes": router.leases.total,
+                "leased_bytes": router.leases.num_leased,
+                "requests": router.leases.num_requests,
+                "results": router.leases.num_results,
+            },
             "workers": self._back.loads(time.monotonic()),
         }

@@ -50,6 +50,7 @@ class Leases:
         self._of_session: dict[bytes, dict[int, Lease]] = {}
         self._bytes_of: dict[bytes, int] = {}
         self._of_process: dict[Process, dict[int, Lease]] = {}
+        self.num_requests = self.num_results = 0  # that came through the arena
 
     # --- clients -------------------------------------------------------------------------------------------------
 
@@ -75,6 +76,7 @@ class Leases:
         if lease is None or lease.session != session or not lease.held or lease.named or not _inside(place, lease):
             raise RemoteProtocolError(f"a request in lease {place.lease}, which is not this client's to use")
         lease.named = True
+        self.num_requests += 1
         return lease
 
     def end(self, lease: Lease) -> bool:
@@ -124,6 +126,7 @@ class Leases:
             return False
         lease.held = True
         self.leave(lease, process)
+        self.num_results += 1
         return True
 
     def leave(self, lease: Lease, process: Process) -> None:
