@@ -54,6 +54,7 @@ class Driver:
         self._work: queue.SimpleQueue[None] = queue.SimpleQueue()  # whose put() is safe in a finalizer
         self._thread: threading.Thread | None = None
         self._driver: int | None = None  # the thread that drives now
+        self._tidies = False  # the background thread looks for chunks that are not used
         self._waiting = False  # it sleeps, and wants to be woken
         # One for this object's whole life, so that nobody writes to it after it is closed.
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -97,8 +98,8 @@ class Driver:
             self._shut_if_closed()
             if self._calls.pending:
                 self._nudge()
-            elif self._calls.loans.are_any and self._thread is None:
-                self._start_thread()  # which gives back what is not used
+            elif self._calls.loans.are_any and not self._tidies:
+                self._nudge()
         return True
 
     def submit(self, call: Call) -> None:
@@ -156,6 +157,7 @@ class Driver:
         try:
             self._calls.fail_all(lambda: Closed(CLOSED))
         finally:
+            self._calls.loans = Loans()  # the arena is unmapped
             if connection is not None:
                 connection.close()
 
@@ -201,8 +203,9 @@ class Driver:
 
     def _is_woken(self) -> bool:
         """Wait for work; where there is none for a while, give back the chunks that are not used."""
+        self._tidies = self._calls.loans.are_any
         try:
-            self._work.get(timeout=IDLE_S if self._calls.loans.are_any else None)
+            self._work.get(timeout=IDLE_S if self._tidies else None)
         except queue.Empty:
             if self._drive.acquire(blocking=False):
                 try:

@@ -119,7 +119,7 @@ class Loans:
     @property
     def are_any(self) -> bool:
         """Whether there is something to give back, once it was not needed for a while."""
-        return bool(self.num_held or self._returned)
+        return bool(self.num_held or self._returned or self._asked)
 
     def news(self, now: float) -> list[Record]:
         """What goes along with the next message: chunks asked for, and chunks given back."""
@@ -136,6 +136,7 @@ class Loans:
     def rest(self) -> None:
         """Nothing was sent for a while: whatever is left of the last calls goes back, and nothing is wanted."""
         self._missed.clear()
+        self._asked = 0  # a balancer that grants answers sooner
         self._give_back(math.inf)
 
     def _give_back(self, before: float) -> None:
