@@ -430,7 +430,7 @@ class Router:
             if not kept:
                 leases.leave(entry.lease, process)
             flags |= 0 if leases.end(entry.lease) else Flag.KEPT
-        return record._replace(flags=flags)
+        return record if flags == record.flags else record._replace(flags=flags)
 
     def _fail(self, entry: Entry, error: errors.RequestError) -> Ended:
         self.counts.lost += isinstance(error, errors.WorkerLost)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orch import chunk
-from orch.chunk import Chunk
+from orch.chunk import Chunk, Descriptor
 from orch.errors import RemoteProtocolError
 
 # The balancer hands it out between two turns of its loop, and a turn takes milliseconds.
@@ -68,17 +68,17 @@ class Arena:
             self.memory[where.offset + begin : where.offset + end] = frame
         return chunk.write_descriptor(where, lengths)
 
-    def read(self, body: bytes) -> tuple[int, memoryview, list[tuple[int, int]], bytes]:
-        """Of a record with Flag.ARENA: the lease, its part of the memory, where in it the frames are, the body proper.
+    def read(self, body: bytes) -> tuple[Descriptor, memoryview]:
+        """Of a record with Flag.ARENA: what its body says, and the part of the memory that its frames are in.
 
         Raises:
             RemoteProtocolError: it names no part of this arena.
         """
-        found, rest = chunk.read_descriptor(body)
+        found = chunk.read_descriptor(body)
         end = found.offset + found.size
         if end > len(self.memory):
             raise RemoteProtocolError(f"a descriptor of bytes to {end}; the arena has {len(self.memory)}")
-        return found.lease, self.memory[found.offset : end], chunk.places(found.lengths), rest
+        return found, self.memory[found.offset : end]
 
 
 def bytes_of(frames: Sequence[Any]) -> list[memoryview]:

@@ -32,20 +32,21 @@ class Chunk(NamedTuple):
 
 
 class Descriptor(NamedTuple):
-    """Where a record's frames are. size: bytes from the chunk's beginning to the end of the last frame."""
+    """Where a record's frames are. size: bytes from the chunk's beginning to the end of the last frame.
+
+    places: begin and end of each frame, from the chunk's beginning. body: the record's, without the descriptor.
+    """
 
     lease: int
     offset: int
     size: int
-    lengths: tuple[int, ...]
+    places: list[tuple[int, int]]
+    body: bytes
 
 
 def span(lengths: Sequence[int]) -> int:
     """Bytes of a chunk that frames of these lengths take."""
-    end = 0
-    for length in lengths:
-        end = -(-end // ALIGN) * ALIGN + length
-    return end
+    return places(lengths)[-1][1] if lengths else 0
 
 
 def places(lengths: Sequence[int]) -> list[tuple[int, int]]:
@@ -61,7 +62,8 @@ def places(lengths: Sequence[int]) -> list[tuple[int, int]]:
 
 def write_descriptor(chunk: Chunk, lengths: Sequence[int]) -> bytes:
     """What goes before the body of a record whose frames are in the chunk."""
-    head = _DESCRIPTOR.pack(chunk.lease, chunk.offset, span(lengths), len(lengths))
+    lease, offset, _ = chunk
+    head = _DESCRIPTOR.pack(lease, offset, span(lengths), len(lengths))
     return head + struct.pack(f"<{len(lengths)}Q", *lengths)
 
 
@@ -76,21 +78,22 @@ def read_place(body: bytes) -> Chunk:
     return Chunk(*_CHUNK.unpack_from(body))
 
 
-def read_descriptor(body: bytes) -> tuple[Descriptor, bytes]:
-    """The descriptor, and the body behind it.
+def read_descriptor(body: bytes) -> Descriptor:
+    """Where the frames are, and the body behind the descriptor.
 
     Raises:
         RemoteProtocolError: the body holds no descriptor, or one that contradicts itself.
     """
-    lease, offset, size = read_place(body)
-    count = _DESCRIPTOR.unpack_from(body)[3]
-    end = _DESCRIPTOR.size + count * _LENGTH.size
-    if not 1 <= count <= MAX_FRAMES or end > len(body):
+    if len(body) < _DESCRIPTOR.size:
+        raise RemoteProtocolError(f"a descriptor in a body of {len(body)} bytes; it has {_DESCRIPTOR.size} or more")
+    lease, offset, size, count = _DESCRIPTOR.unpack_from(body)
+    start = _DESCRIPTOR.size + count * _LENGTH.size
+    if not 1 <= count <= MAX_FRAMES or start > len(body):
         raise RemoteProtocolError(f"a descriptor of {count} frames in a body of {len(body)} bytes")
-    lengths = struct.unpack_from(f"<{count}Q", body, _DESCRIPTOR.size)
-    if span(lengths) != size:
-        raise RemoteProtocolError(f"a descriptor of {size} bytes whose frames take {span(lengths)}")
-    return Descriptor(lease, offset, size, lengths), body[end:]
+    found = places([length for (length,) in _LENGTH.iter_unpack(body[_DESCRIPTOR.size : start])])
+    if found[-1][1] != size:
+        raise RemoteProtocolError(f"a descriptor of {size} bytes whose frames take {found[-1][1]}")
+    return Descriptor(lease, offset, size, found, body[start:])
 
 
 def write_chunks(chunks: Sequence[Chunk]) -> bytes:

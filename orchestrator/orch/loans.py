@@ -101,8 +101,8 @@ class Loans:
         self.refuse(record)
         if self._arena is None:
             raise RemoteProtocolError("a result in an arena that this client has not mapped")
-        _, memory, places, body = self._arena.read(record.body)
-        return body, [bytearray(memory[begin:end]) for begin, end in places]
+        found, memory = self._arena.read(record.body)
+        return found.body, [bytearray(memory[begin:end]) for begin, end in found.places]
 
     def refuse(self, record: Record) -> None:
         """An answer that nobody waits for, or that is read at once: its chunk, if any, goes back."""

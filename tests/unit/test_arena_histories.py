@@ -240,8 +240,9 @@ class Histories(RuleBasedStateMachine):
                 result = None if entry.result is None else entry.result.chunk
                 expected = self.value_of(entry.session.id, request.request_id)
                 if request.flags & Flag.ARENA:
-                    lease, memory, places, _ = self.arena.read(request.body)
-                    seen: Any = memory[slice(*places[0])]
+                    found, memory = self.arena.read(request.body)
+                    lease = found.lease
+                    seen: Any = memory[slice(*found.places[0])]
                 else:
                     lease, seen = 0, payload.decode(request.body, request.frames)
                 process.jobs.append(

@@ -73,11 +73,11 @@ class Shared:
     def _frames(self, request: Record, export: Any) -> tuple[bytes, list[memoryview]]:
         if self._arena is None:
             raise RemoteProtocolError("it is in shared memory, and this worker has none")
-        lease, memory, places, body = self._arena.read(request.body)
+        found, memory = self._arena.read(request.body)
         exporter = export(memory, np.uint8)
-        self._reading[request.ticket] = (lease, weakref.ref(exporter))
+        self._reading[request.ticket] = (found.lease, weakref.ref(exporter))
         whole = memoryview(exporter)
-        return body, [whole[begin:end] for begin, end in places]
+        return found.body, [whole[begin:end] for begin, end in found.places]
 
     def end(self, tickets: Iterable[int]) -> set[int]:
         """These are about to be answered, and nothing of ours refers to them: the tickets whose chunks are kept."""
