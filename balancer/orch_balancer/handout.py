@@ -45,7 +45,7 @@ class Handout:
         watch.add(self._socket.fileno(), self._serve)
 
     def tend(self, num_leased: int) -> None:
-        """Give the memory back to the system when nothing of it is leased any more. Called with each turn of the loop."""
+        """Give the memory back to the system when nothing of it is leased any more; looked at in each turn."""
         if num_leased:
             self._is_used = True
         elif self._is_used and not self._pinned:

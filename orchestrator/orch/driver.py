@@ -96,9 +96,7 @@ class Driver:
         finally:
             self._drive.release()
             self._shut_if_closed()
-            if self._calls.pending:
-                self._nudge()
-            elif self._calls.loans.are_any and not self._tidies:
+            if self._calls.pending or (self._calls.loans.are_any and not self._tidies):
                 self._nudge()
         return True
 

@@ -125,7 +125,7 @@ def size(key: str, low: int, high: int) -> Parse:
 def size_or_zero(key: str, low: int, high: int) -> Parse:
     """As `size`, and 0 for none at all."""
     sized = size(key, low, high)
-    return lambda value: 0 if value == 0 or value == "0" else sized(value)
+    return lambda value: 0 if value in (0, "0") and value is not False else sized(value)
 
 
 def target(value: object) -> str:

@@ -69,7 +69,7 @@ def test_every_dtype_arrives_bit_by_bit(place: Place, options: tuple[str, ...]) 
     client = instance.client()
     warm(client)
     chance = np.random.default_rng(1)
-    inputs = []
+    inputs: list[Any] = []
     for dtype in DTYPES * 4:
         item = np.dtype(dtype).itemsize
         raw = chance.integers(0, 2 if dtype == "?" else 100, 200_000 // item * item, dtype=np.uint8)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import random
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -357,23 +358,16 @@ class Histories(RuleBasedStateMachine):
         chance = random.Random(seed)
         for _ in range(steps):
             which = chance.randrange(1000)
-            doable = [
-                (
-                    sum(len(client.live) for client in self.clients) < 8,
-                    lambda which=which: self.client_submits(which, [which % 3 * FRAME_BYTES + 70_000]),
-                ),
-                (bool(self.clients), lambda which=which: self.client_sends(which)),
-                (any(client.up for client in self.clients), lambda which=which: self.balancer_hears_a_client(which)),
-                (True, lambda which=which: self.balancer_dispatches()),
-                (
-                    any(process.jobs for process in self.processes),
-                    lambda which=which: self.worker_answers(which, which % 5 == 0, which % 3 * FRAME_BYTES + 70_000),
-                ),
-                (
-                    any(process.up for process in self.processes),
-                    lambda which=which: self.balancer_hears_a_worker(which),
-                ),
-                (any(client.down for client in self.clients), lambda which=which: self.client_hears(which)),
+            size = which % 3 * FRAME_BYTES + 70_000
+            call = functools.partial
+            doable: list[tuple[bool, Callable[[], None]]] = [
+                (sum(len(each.live) for each in self.clients) < 8, call(self.client_submits, which, [size])),
+                (True, call(self.client_sends, which)),
+                (any(each.up for each in self.clients), call(self.balancer_hears_a_client, which)),
+                (True, self.balancer_dispatches),
+                (any(each.jobs for each in self.processes), call(self.worker_answers, which, which % 5 == 0, size)),
+                (any(each.up for each in self.processes), call(self.balancer_hears_a_worker, which)),
+                (any(each.down for each in self.clients), call(self.client_hears, which)),
             ]
             chance.choice([do for possible, do in doable if possible])()
             self.nothing_is_given_twice()
@@ -406,9 +400,7 @@ def test_no_chunk_is_given_to_two_and_none_is_lost() -> None:
     """Whatever happens, in whatever order."""
     run_state_machine_as_test(
         Histories,
-        settings=settings(
-            max_examples=100, stateful_step_count=50, deadline=None, database=None
-        ),
+        settings=settings(max_examples=100, stateful_step_count=50, deadline=None, database=None),
     )
 
 
