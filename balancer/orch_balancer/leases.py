@@ -135,6 +135,8 @@ class Leases:
         own = self._of_process.get(process)
         if own is not None:
             own.pop(lease.chunk.lease, None)
+            if not own:
+                del self._of_process[process]
         self._free_if_unused(lease)
 
     def leave_all(self, process: Process, but: Collection[int] = ()) -> None:
@@ -142,8 +144,6 @@ class Leases:
         for number, lease in list(self._of_process.get(process, {}).items()):
             if number not in but:
                 self.leave(lease, process)
-        if not self._of_process.get(process):
-            self._of_process.pop(process, None)
 
     def let_go(self, process: Process, numbers: Iterable[int]) -> None:
         """A worker does not read these any more, which its model had kept."""
@@ -188,6 +188,7 @@ class Leases:
             assert own
             assert self._bytes_of[session] == sum(lease.chunk.size for lease in own.values())
         for process, read in self._of_process.items():
+            assert read
             assert all(process in lease.processes for lease in read.values())
 
     # --- inside --------------------------------------------------------------------------------------------------
