@@ -30,13 +30,14 @@ MAX_GRANT = 64  # chunks at a time
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """One chunk that is given out. session: the client that it counts for."""
+    """One chunk that is given out. session: the client that it counts for. kept: processes whose model refers to it."""
 
     chunk: Chunk
     session: bytes
     held: bool = False
     named: bool = False
     processes: set[Process] = field(default_factory=set)
+    kept: set[Process] = field(default_factory=set)
 
 
 class Leases:
@@ -129,9 +130,17 @@ class Leases:
         self.num_results += 1
         return True
 
+    def has_read(self, lease: Lease, process: Process, *, kept: bool) -> None:
+        """A worker has answered the request. kept: its model refers to it still, until `let_go`."""
+        if kept:
+            lease.kept.add(process)
+        elif process not in lease.kept:
+            self.leave(lease, process)
+
     def leave(self, lease: Lease, process: Process) -> None:
-        """A worker has answered, and neither reads nor writes there any more."""
+        """A worker neither reads nor writes there any more."""
         lease.processes.discard(process)
+        lease.kept.discard(process)
         own = self._of_process.get(process)
         if own is not None:
             own.pop(lease.chunk.lease, None)
@@ -142,7 +151,9 @@ class Leases:
     def leave_all(self, process: Process, but: Collection[int] = ()) -> None:
         """A worker process is dead, or has come back on a new connection and uses no others than these numbers."""
         for number, lease in list(self._of_process.get(process, {}).items()):
-            if number not in but:
+            if number in but:
+                lease.kept.add(process)
+            else:
                 self.leave(lease, process)
 
     def let_go(self, process: Process, numbers: Iterable[int]) -> None:
@@ -150,8 +161,10 @@ class Leases:
         own = self._of_process.get(process, {})
         for number in numbers:
             lease = own.get(number)
-            if lease is not None and not lease.named:
-                self.leave(lease, process)
+            if lease is not None:
+                lease.kept.discard(process)
+                if not lease.named:  # else it may run there again: its answer ends that
+                    self.leave(lease, process)
 
     @property
     def processes(self) -> list[Process]:
@@ -182,6 +195,7 @@ class Leases:
             assert lease.held or lease.named or lease.processes, "a lease that nobody has"
             assert not (lease.held and lease.processes and not lease.named), "a chunk that is read and written"
             assert all(self._of_process[process][number] is lease for process in lease.processes)
+            assert lease.kept <= lease.processes
             assert self._of_session[lease.session][number] is lease
         assert sum(len(own) for own in self._of_session.values()) == len(self._leases)
         for session, own in self._of_session.items():

@@ -424,11 +424,9 @@ class Router:
             worker.pool.results.observe(chunk.ALIGN * max(0, len(frames) - 1) + payload.nbytes(b"", frames))
         if result is not None:
             leases.leave(result, process)
-        kept = record.flags & Flag.KEPT
         flags = record.flags & ~Flag.KEPT
         if entry.lease is not None:
-            if not kept:
-                leases.leave(entry.lease, process)
+            leases.has_read(entry.lease, process, kept=bool(record.flags & Flag.KEPT))
             flags |= 0 if leases.end(entry.lease) else Flag.KEPT
         return record if flags == record.flags else record._replace(flags=flags)
 

@@ -198,8 +198,7 @@ class Loop:
             return request.ticket in self._cancelled or 0 < request.deadline_ns <= now_ns
 
         if dropped := self._batcher.drop(unwanted):
-            self._shared.end([each.ticket for each in dropped])
-            self._send([self._error(each, DeadlineExceeded("its deadline passed before it ran")) for each in dropped])
+            self._end([self._error(each, DeadlineExceeded("its deadline passed before it ran")) for each in dropped])
         if not len(self._batcher):
             self._cancelled.clear()
 
@@ -221,8 +220,11 @@ class Loop:
         self._page.end_batch()
 
     def _answer(self, batch: list[Record]) -> None:
-        answers = self._run_rows(batch)
-        kept = self._shared.end([request.ticket for request in batch])
+        self._end(self._run_rows(batch))
+
+    def _end(self, answers: list[Record]) -> None:
+        """Send final answers. Nothing of ours refers to what their requests held; the model may."""
+        kept = self._shared.end([answer.ticket for answer in answers])
         if kept:
             answers = [each._replace(flags=each.flags | Flag.KEPT) if each.ticket in kept else each for each in answers]
         self._send(answers)
@@ -320,8 +322,7 @@ class Loop:
             last = self._error(request, ModelError(describe(err)))
         finally:
             del self._credit[request.ticket]
-        self._shared.end([request.ticket])
-        self._send([last])
+        self._end([last])
 
     def _parts(self, request: Record) -> Record:
         """Send the parts as they come; returns the record that ends the stream."""

@@ -82,6 +82,8 @@ class Shared:
     def end(self, tickets: Iterable[int]) -> set[int]:
         """These are about to be answered, and nothing of ours refers to them: the tickets whose chunks are kept."""
         kept: set[int] = set()
+        if not self._reading and not self._granted:
+            return kept
         if self._reading and self._pinned:
             device.synchronize()  # a copy to the device may still be on its way
         for ticket in tickets:
