@@ -47,7 +47,7 @@ def flood(client: Client, count: int, what: str = "double") -> None:
 
 def test_both_directions_go_through_the_memory(place: Place) -> None:
     """After the first few, and everything is given back by a client that rests."""
-    instance = place.up("memory.py:Memory", replicas=2)
+    instance = place.up("keeping.py:Keeping", replicas=2)
     client = instance.client()
     warm(client)
     before = arena(instance)
@@ -65,7 +65,7 @@ def test_both_directions_go_through_the_memory(place: Place) -> None:
 )
 def test_every_dtype_arrives_bit_by_bit(place: Place, options: tuple[str, ...]) -> None:
     """With shared memory, without, and where it is too small for what is outstanding."""
-    instance = place.up("memory.py:Memory", *options)
+    instance = place.up("keeping.py:Keeping", *options)
     client = instance.client()
     warm(client)
     chance = np.random.default_rng(1)
@@ -95,7 +95,7 @@ def test_every_dtype_arrives_bit_by_bit(place: Place, options: tuple[str, ...]) 
 
 def test_what_a_model_keeps_does_not_change(place: Place) -> None:
     """Its chunks are not written again before the model lets go of them, or dies."""
-    instance = place.up("memory.py:Memory")
+    instance = place.up("keeping.py:Keeping")
     client = instance.client()
     warm(client)
     kept = [client.request(["keep", array(number)]) for number in range(50, 55)]
@@ -117,7 +117,7 @@ def test_what_a_model_keeps_does_not_change(place: Place) -> None:
 @pytest.mark.parametrize("what", ["echo", "slow"])
 def test_a_killed_client_leaves_no_lease(place: Place, what: str) -> None:
     """Killed while it writes, while its requests run, or with results unread: the others notice nothing."""
-    instance = place.up("memory.py:Memory", replicas=2)
+    instance = place.up("keeping.py:Keeping", replicas=2)
     client = instance.client()
     warm(client)
     for turn in range(3):
@@ -135,7 +135,7 @@ def test_a_killed_client_leaves_no_lease(place: Place, what: str) -> None:
 @pytest.mark.parametrize("who", ["r0", "balancer"])
 def test_a_death_under_load_costs_no_answer(place: Place, who: str) -> None:
     """Of a worker that reads and writes, and of the one that leases: every answer is right, and the memory is empty."""
-    instance = place.up("memory.py:Memory", replicas=2)
+    instance = place.up("keeping.py:Keeping", replicas=2)
     client = instance.client()
     warm(client)
     for _ in range(3):
@@ -154,7 +154,7 @@ def test_a_death_under_load_costs_no_answer(place: Place, who: str) -> None:
 
 def test_a_cancelled_request_gives_its_memory_back(place: Place) -> None:
     """When its worker has answered, and not before."""
-    instance = place.up("memory.py:Memory")
+    instance = place.up("keeping.py:Keeping")
     client = instance.client()
     warm(client)
     futures = [client.submit(["slow", array(number), 0.3]) for number in range(6)]
@@ -169,7 +169,7 @@ def test_a_cancelled_request_gives_its_memory_back(place: Place) -> None:
 
 def test_nothing_is_left_of_a_killed_supervisor(place: Place) -> None:
     """No process has the memory mapped any more."""
-    instance = place.up("memory.py:Memory")
+    instance = place.up("keeping.py:Keeping")
     pid = instance.pid_of("balancer")
     client = instance.client()
     warm(client)
@@ -183,7 +183,7 @@ def test_nothing_is_left_of_a_killed_supervisor(place: Place) -> None:
 
 def test_nobody_can_truncate_it(place: Place) -> None:
     """The file is sealed: a reader of it can never be killed by SIGBUS."""
-    instance = place.up("memory.py:Memory")
+    instance = place.up("keeping.py:Keeping")
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(f"{instance.directory}/arena.sock")
         _, (fd,), _, _ = socket.recv_fds(connection, 8, 1)
@@ -197,7 +197,7 @@ def test_nobody_can_truncate_it(place: Place) -> None:
 
 def test_a_made_up_descriptor_ends_its_session_alone(place: Place) -> None:
     """A lease of nobody, of another client, too long, too short: refused, counted, and the others go on."""
-    instance = place.up("memory.py:Memory")
+    instance = place.up("keeping.py:Keeping")
     client = instance.client()
     warm(client)
     hello = Record(Kind.HELLO, body=wire.write_map(session=b"0123456789abcdef", sdk="test"))

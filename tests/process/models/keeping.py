@@ -10,7 +10,7 @@ import numpy as np
 from orch import Model
 
 
-class Memory(Model):
+class Keeping(Model):
     """[WHAT, array, ...]: sends it back, keeps it, tells what it has kept, or takes its time over it."""
 
     max_batch_size = 4
