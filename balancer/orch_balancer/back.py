@@ -33,13 +33,14 @@ EVERYTHING = 1_000_000  # messages: all that a dead worker can have sent
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """A worker process that the supervisor has vouched for."""
+    """A worker process that the supervisor has vouched for. weight: its speed as a share of the fastest kind's."""
 
     replica: str
     generation: int
     pid: int
     slot: int
     accepting: bool
+    weight: float = 1.0
 
 
 class Back:
@@ -135,7 +136,10 @@ class Back:
             expected = self._expected.get(worker.replica)
             if expected is None or expected.generation != worker.generation:
                 self._bury(worker, UNKNOWN_CAUSE, is_dead=True)
-            elif not expected.accepting and worker.accepting:
+                continue
+            if expected.weight != worker.weight:
+                self._router.weigh(worker, expected.weight)
+            if worker.accepting and not expected.accepting:
                 self._drain(worker)
         for process in self._router.leases.processes:  # of workers that were given up, and may have lived on
             expected = self._expected.get(process[0])
@@ -196,7 +200,9 @@ class Back:
         if previous is not None:  # the same process on a new connection: it has dropped what it held
             self._bury(previous, Cause("reconnected", counts=False), running=())
         self._router.leases.leave_all((replica, expected.generation), but=kept)
-        worker = self._router.open(replica, expected.generation, route, ready["model"], ready["max_batch_size"], now)
+        worker = self._router.open(
+            replica, expected.generation, route, ready["model"], ready["max_batch_size"], now, expected.weight
+        )
         if worker is None:
             log.error("worker %s serves %r, this instance %s", replica, ready["model"], self._router.models)
             return

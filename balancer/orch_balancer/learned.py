@@ -13,7 +13,7 @@ MOST, FADE = 0.5, 0.99
 
 
 class Speed:
-    """Batch seconds and rows per second of one model over all its workers. None until measured."""
+    """Batch seconds of one model at weight 1, and rows per second of all its workers. None until measured."""
 
     def __init__(self) -> None:
         self.batch_s: float | None = None
@@ -22,7 +22,10 @@ class Speed:
         self._window_rows = 0
 
     def observe(self, rows: int, batch_s: float | None, *, queue_was_empty: bool, now: float) -> None:
-        """A worker answered `rows` rows, `batch_s` after it could begin; None: they were no batch of their own."""
+        """A worker answered `rows` rows.
+
+        batch_s: what one of weight 1 would have needed for them; None: they were no batch of their own.
+        """
         if batch_s is not None:
             self.batch_s = batch_s if self.batch_s is None else self.batch_s + GAIN * (batch_s - self.batch_s)
         if queue_was_empty or self._window_start is None:

@@ -1,8 +1,12 @@
-"""Which worker, how many, which class: functions of plain numbers."""
+"""Which worker, how many, which class: functions of plain numbers.
+
+A worker's weight is its speed as a share of the fastest kind's: 1.0 for all where the GPUs are alike.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 
 # Every this many turns the lowest waiting class goes first, so that a flood of high-priority work slows the others
 # to 1/16 of the capacity but cannot stop them.
@@ -10,32 +14,43 @@ LOW_TURN = 16
 # A worker is sent a batch ahead of need only if it finishes one within this: fetching takes about 0.5 ms, so from
 # here on working ahead would gain less than 1 % and could leave a request behind a slow batch while others idle.
 AHEAD_S = 0.05
+# What a sum of floats may be off by, in rows: equal parts of equal weights must come out equal.
+ROUNDING = 1e-6
 
 
 def rank(outstanding_rows: int, weight: float, idle_since: float) -> tuple[float, float]:
-    """Least outstanding per unit of capacity first; of equals the longest idle."""
-    return outstanding_rows / weight, idle_since
+    """The idle first, the fastest of them; then by how soon one more row would be done; of equals the longest idle.
+
+    An idle worker comes before a busy one however slow it is: two callers that wait for their answers, one behind the
+    other at a fast worker, would leave the slow one's capacity unused.
+    """
+    return ((outstanding_rows + 1) / weight if outstanding_rows else -weight), idle_since
 
 
-def room(rows: int, max_batch_size: int, batch_s: float | None, busy_s: float) -> int:
-    """Rows a worker that has `rows` outstanding may be given: a batch, or one ahead where batches are short.
+def room(rows: int, max_batch_size: int, batch_s: float | None, weight: float, busy_s: float) -> int:
+    """Rows a worker that has `rows` outstanding may be given: a batch, or one ahead where its batches are short.
 
-    batch_s: what its model's batches take; None: unknown. busy_s: how long it has been at this one, which may be the
-    exception: behind it a request would wait while others idle.
+    batch_s: what its model's batches take at weight 1; None: unknown. busy_s: how long it has been at this one, which
+    may be the exception: behind it a request would wait while others idle.
     """
     if not rows:
         return max_batch_size
-    if batch_s is None or max(batch_s, busy_s) > AHEAD_S:
+    if batch_s is None or max(batch_s / weight, busy_s) > AHEAD_S:
         return 0
     return max(0, 2 * max_batch_size - rows)
 
 
-def share(waiting: int, idle_workers: int, room: int, max_batch_size: int) -> int:
-    """Rows to give the chosen worker in one message, at least 1.
+def share(waiting: int, weight: float, idle: Collection[float], room: int, max_batch_size: int) -> int:
+    """Rows to give the chosen worker, of that weight, in one message, at least 1. idle: the weights of all that idle.
 
-    While workers idle, waiting rows are shared among them; when none idles, a worker is given up to a batch.
+    While workers idle, waiting rows are shared among them by weight, and each gets one as far as they go; when none
+    idles, a worker is given up to a batch.
     """
-    fair = -(-waiting // idle_workers) if idle_workers else waiting
+    fair = waiting
+    if len(idle) > 1:
+        fair -= len(idle) - 1
+        if fair > 1:
+            fair = min(fair, math.ceil(waiting * weight / sum(idle) - ROUNDING))
     return max(1, min(fair, room, max_batch_size))
 
 

@@ -17,7 +17,7 @@ SLACK = 64
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """One READY worker process. `outstanding` is by ticket, oldest first."""
+    """One READY worker process. `outstanding` is by ticket, oldest first; weight 1.0 is the fastest kind of GPU."""
 
     replica: str
     generation: int
@@ -52,7 +52,7 @@ class Pool:
         self.one_lane = False
         self.speed = Speed()
         self.results = ResultBytes()
-        self.idle: set[str] = set()
+        self.idle: dict[str, float] = {}  # the weights of those without work, by replica
         self._heap: list[tuple[tuple[float, float], int, int, Worker]] = []
         self._serial = 0
 
@@ -65,18 +65,18 @@ class Pool:
         """A worker is gone."""
         del self.workers[worker.replica]
         self.lanes.discard(worker.replica)
-        self.idle.discard(worker.replica)
+        self.idle.pop(worker.replica, None)
         worker.version += 1
         worker.accepting = False
 
     def touch(self, worker: Worker) -> None:
-        """Rank a worker anew after its load or its willingness changed."""
+        """Rank a worker anew after its load, its weight or its willingness changed."""
         worker.version += 1
         willing = worker.accepting and not worker.in_lane
         if willing and not worker.outstanding:
-            self.idle.add(worker.replica)
+            self.idle[worker.replica] = worker.weight
         else:
-            self.idle.discard(worker.replica)
+            self.idle.pop(worker.replica, None)
         if willing and self.room(worker, worker.began_at) > 0:
             self._serial += 1
             rank = policy.rank(worker.rows, worker.weight, worker.idle_since)
@@ -90,7 +90,7 @@ class Pool:
         if worker.streams:
             return 0
         busy_s = now - worker.began_at if worker.outstanding else 0.0
-        return policy.room(worker.rows, worker.max_batch_size, self.speed.batch_s, busy_s)
+        return policy.room(worker.rows, worker.max_batch_size, self.speed.batch_s, worker.weight, busy_s)
 
     def best(self, now: float) -> Worker | None:
         """The worker to give work to next, or None: nobody has room."""

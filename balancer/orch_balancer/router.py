@@ -151,7 +151,14 @@ class Router:
     # --- workers -------------------------------------------------------------------------------------------------
 
     def open(
-        self, replica: str, generation: int, route: bytes, model: str, max_batch_size: int, now: float
+        self,
+        replica: str,
+        generation: int,
+        route: bytes,
+        model: str,
+        max_batch_size: int,
+        now: float,
+        weight: float = 1.0,
     ) -> Worker | None:
         """A worker is READY. None: this instance serves no such model, or the replica is open already."""
         if model not in self.models:
@@ -159,10 +166,15 @@ class Router:
         pool = self.pools[self.models.index(model)]
         if replica in pool.workers:
             return None
-        worker = Worker(replica, generation, route, pool, max_batch_size, idle_since=now)
+        worker = Worker(replica, generation, route, pool, max_batch_size, idle_since=now, weight=weight)
         pool.add(worker)
         self.answered_by.setdefault(replica, 0)
         return worker
+
+    def weigh(self, worker: Worker, weight: float) -> None:
+        """How fast it is beside the others was measured anew."""
+        worker.weight = weight
+        worker.pool.touch(worker)
 
     def drain(self, worker: Worker) -> None:
         """Give it nothing more; it is drained when `worker.outstanding` is empty."""
@@ -199,7 +211,7 @@ class Router:
             worker.rows -= rows
             worker.streams -= num_streams
             # A stream's life is no batch's time, nor is nothing: then this is the rest of a batch's answers.
-            batch_s = now - worker.began_at if not num_streams and now > worker.began_at else None
+            batch_s = (now - worker.began_at) * worker.weight if not num_streams and now > worker.began_at else None
             pool.speed.observe(rows, batch_s, queue_was_empty=not len(pool.queue), now=now)
             worker.began_at = worker.idle_since = now
             pool.touch(worker)
@@ -236,7 +248,7 @@ class Router:
         return None if next_ns is None else next_ns / NS
 
     def dispatch(self, now: float) -> list[Assignment]:
-        """Bind waiting requests to workers that have room: as late as possible, to the least outstanding."""
+        """Bind waiting requests to workers that have room: as late as possible, as the policy ranks them."""
         made: list[Assignment] = []
         for pool in self.pools:
             if pool.suspects or pool.lanes:
@@ -314,7 +326,7 @@ class Router:
     def _take(self, pool: Pool, worker: Worker, now: float) -> list[Entry]:
         """The next rows for a worker: at least one request, even one that is larger than the room."""
         room = pool.room(worker, now)
-        wanted = policy.share(pool.queue.rows, len(pool.idle), room, worker.max_batch_size)
+        wanted = policy.share(pool.queue.rows, worker.weight, pool.idle.values(), room, worker.max_batch_size)
         taken: list[Entry] = []
         rows = 0
         while rows < wanted and (entry := pool.queue.pop()) is not None:
@@ -504,7 +516,7 @@ class Router:
             assert sum(1 for _ in pool.queue) == len(pool.queue)
             assert sum(entry.rows for entry in pool.queue) == pool.queue.rows
             assert pool.idle == {
-                w.replica for w in pool.workers.values() if w.accepting and not w.in_lane and not w.rows
+                w.replica: w.weight for w in pool.workers.values() if w.accepting and not w.in_lane and not w.rows
             }
             for worker in pool.workers.values():
                 assert worker.rows == sum(entry.rows for entry in worker.outstanding.values())

@@ -112,7 +112,7 @@ class Config:
         fraction,
         "FRACTION",
         "a number above 0, at most 1",
-        "For --replicas best: one more replica stays only if it raises the measured throughput by this share.",
+        "For --replicas best: what one more replica has to bring, as a share, for the search to go on from it.",
     )
     load_parallelism: int = _setting(
         1,

@@ -16,6 +16,7 @@ from orch.errors import Exit, OrchError
 COMMANDS: Final = {
     "up": "orch_cli.up:up",
     "plan": "orch_cli.plan:plan",
+    "tune": "orch_cli.tune:tune",
     "status": "orch_cli.instance:status",
     "logs": "orch_cli.logs:logs",
     "request": "orch_cli.request:request",

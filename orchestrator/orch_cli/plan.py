@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -34,20 +34,19 @@ def plan(card_names: tuple[str, ...], config_path: str | None, as_json: bool, **
     config = resolved.config
     if card_names:
         gpus = tuple(cards.parse_card(name, index) for index, name in enumerate(card_names))
-        result, cost = planner.plan(request_for(config, gpus)), None
+        result, costs = planner.plan(request_for(config, gpus)), dict[str, footprint.Footprint]()
     else:
-        from orch.planning.devices import gpus_for
         from orch.supervising.plans import Plans
 
         plans = Plans(config)  # what `orch up` would begin with
-        gpus, result, cost = gpus_for(config), plans.plan, plans.remembered
+        gpus, result, costs = plans.gpus, plans.plan, plans.remembered
     if as_json:
-        click.echo(json.dumps(plan_as_json(result, gpus, cost), indent=2))
+        click.echo(json.dumps(plan_as_json(result, gpus, costs), indent=2))
         return
     click.echo(summary(result, gpus))
     for reason in result.because:
         click.echo(f"  {reason}")
-    if cost is not None:
+    for cost in costs.values():
         click.echo(f"  remembered from an earlier run, and measured again by the next: {footprint.explain(cost)}")
 
 
@@ -60,7 +59,7 @@ def request_for(config: Config, gpus: tuple[cards.Gpu, ...]) -> planner.PlanRequ
         host=read_host(),
         gpus=gpus,
         footprint=None if declared is None else footprint.declared(declared),
-        wanted=config.replicas,
+        wanted="auto" if config.replicas == "best" else config.replicas,
         gpu_utilization=config.gpu_utilization,
     )
 
@@ -76,7 +75,7 @@ def summary(result: planner.Plan, gpus: Sequence[cards.Gpu]) -> str:
 
 
 def plan_as_json(
-    result: planner.Plan, gpus: Sequence[cards.Gpu], cost: footprint.Footprint | None
+    result: planner.Plan, gpus: Sequence[cards.Gpu], costs: Mapping[str, footprint.Footprint]
 ) -> dict[str, object]:
     """The plan for programs."""
     return {
@@ -85,6 +84,6 @@ def plan_as_json(
         "placement": [{"gpu": uuid, "replicas": count} for uuid, count in result.placement],
         "threads_per_replica": result.threads_per_replica,
         "because": list(result.because),
-        "remembered": dataclasses.asdict(cost) if cost is not None else None,
+        "remembered": {kind: dataclasses.asdict(cost) for kind, cost in costs.items()},
         "gpus": [dataclasses.asdict(one) for one in gpus],
     }

@@ -7,11 +7,13 @@ from typing import Any, Final
 
 import click
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from orch.planning.sizes import format_size
+from orch_cli.columns import GAP, Column, Columns, Section
+from orch_cli.figures import count, duration, ranges, size
+
+__all__ = ["console", "count", "duration", "gpus_view", "print_out", "ranges", "size", "status_view"]
 
 PLAIN_WIDTH: Final = 160  # into a pipe or a file, where nothing says how wide a line may be
 STYLES: Final[Mapping[str, str]] = {
@@ -22,6 +24,19 @@ STYLES: Final[Mapping[str, str]] = {
     "BACKOFF": "red",
     "QUARANTINED": "bold red",
 }
+# Of replicas; where there are GPUs, `device` stands in a line above those of each, and the last two may be known.
+COLUMNS: Final = (
+    Column("replica", "left"),
+    Column("state", "left"),
+    Column("device", "left"),
+    Column("pid", spare=1),
+    Column("outstanding"),
+    Column("answered"),
+    Column("restarts", spare=2),
+    Column("footprint"),
+    Column("fence", spare=3),
+    Column("cores", "left", spare=4),
+)
 # How the parts of a GPU's bars look; the characters differ too, for where there are no colours.
 BAR_WIDTH: Final = 30
 MAX_CORES_WIDTH: Final = 24  # boards that number the cores of two sockets in turn have a range for each
@@ -48,7 +63,7 @@ def print_out(*views: RenderableType) -> None:
 
 
 def status_view(status: Mapping[str, Any]) -> RenderableType:
-    """The whole answer of `orch status`."""
+    """The whole answer of `orch status`: on GPUs the replicas of each below it."""
     state = str(status.get("state", "?"))
     head = Text.assemble(
         (str(status.get("name", "?")), "bold"),
@@ -58,33 +73,94 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
         f"  up {duration(status.get('uptime_s'))}",
         f"  pid {status.get('pid') or '-'}",
     )
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("replica", "state", "device"):
-        table.add_column(column)
-    for column in ("pid", "outstanding", "answered", "restarts", "footprint"):
-        table.add_column(column, justify="right")
+    replicas = status.get("replicas") or ()
     reasons = []
-    for replica in status.get("replicas", ()):
+    for replica in replicas:
         state = str(replica.get("state", "?"))
-        table.add_row(
-            str(replica.get("id")),
-            Text(state, STYLES.get(state.upper(), "")),
-            escape(str(replica.get("device") or "-")),
-            str(replica.get("pid") or "-"),
-            count(replica.get("outstanding")),
-            count(replica.get("answered")),
-            count(replica.get("restarts")),
-            size(replica.get("footprint_bytes")),
-        )
         if replica.get("reason") and state != "READY":  # a sentence, which in a column would squeeze the figures
             reasons.append(Text(f"{replica.get('id')}: {replica['reason']}", STYLES.get(state.upper(), "")))
     queue = status.get("queue", {})
     words = ("queued", "outstanding", "answered", "rejected", "retried")
     tail = Text("requests  " + "  ".join(f"{word} {count(queue.get(word))}" for word in words))
-    plan = status.get("plan") or {}
+    return Group(
+        head,
+        Text(f"endpoint  {status.get('endpoint') or '-'}"),
+        *(Text(line, no_wrap=True, overflow="ellipsis") for line in _decisions(status)),
+        _replicas(replicas, status.get("gpus") or ()),
+        *reasons,
+        tail,
+    )
+
+
+def _decisions(status: Mapping[str, Any]) -> list[str]:
+    """What was planned, whether the replicas of a GPU share it, and what is still being found out."""
+    plan, mps = status.get("plan") or {}, status.get("mps") or {}
     total = plan.get("total", "-")
-    planned = Text(f"plan      {total} replica{'' if total == 1 else 's'} (limit: {plan.get('limit', '-')})")
-    return Group(head, Text(f"endpoint  {status.get('endpoint') or '-'}"), planned, table, *reasons, tail)
+    lines = [f"plan      {total} replica{'' if total == 1 else 's'} (limit: {plan.get('limit', '-')})"]
+    if status.get("gpus") and mps:
+        lines.append(f"mps       {': '.join(str(mps[key]) for key in ('state', 'reason') if mps.get(key))}")
+    if search := status.get("search"):
+        because = "; ".join(map(str, search.get("because") or ()))
+        lines.append(f"search    {search.get('state') or '-'}{because and f': {because}'}")
+    return lines
+
+
+def _replicas(replicas: Sequence[Mapping[str, Any]], gpus: Sequence[Mapping[str, Any]]) -> Columns:
+    """A row for each; those of a GPU below its line, in the order of the GPUs, then those that are on none of these."""
+    left_out = {"device"} if gpus else {"fence", "cores"}
+    left_out |= {
+        name
+        for name, key in (("fence", "fence_bytes"), ("cores", "cores"))
+        if not any(replica.get(key) for replica in replicas)
+    }
+    columns = [column for column in COLUMNS if column.name not in left_out]
+    rows: dict[Any, list[list[Text]]] = {gpu.get("uuid"): [] for gpu in gpus}
+    for replica in replicas:
+        gpu = replica.get("gpu")
+        place = gpu if gpu in rows else str(replica.get("device") or "-") if gpus else None
+        rows.setdefault(place, []).append([_cell(replica, column.name) for column in columns])
+    alike = len({gpu.get("weight") for gpu in gpus}) == 1
+    headings = {gpu.get("uuid"): _gpu_facts(gpu, alike=alike) for gpu in gpus}
+    return Columns(
+        columns,
+        [Section(those, headings.get(place, [Text(place, "bold")] if place else ())) for place, those in rows.items()],
+    )
+
+
+def _gpu_facts(gpu: Mapping[str, Any], *, alike: bool) -> list[Text]:
+    """The line of one GPU. alike: all of them are equally fast, which need not be said."""
+    facts = [Text(f"gpu {gpu.get('index', '?')}{GAP}{gpu.get('name') or 'unknown GPU'}", "bold")]
+    used, total = gpu.get("used_bytes"), gpu.get("total_bytes")
+    if used is not None and total is not None:
+        unit = size(total).partition(" ")[2]
+        facts.append(Text(f"{size(used).removesuffix(f' {unit}')} of {size(total)} used"))
+    if gpu.get("mps") is not None:
+        facts.append(Text(f"MPS {'on' if gpu['mps'] else 'off'}"))
+    if gpu.get("weight") is not None and not alike:
+        facts.append(Text(f"weight {round(gpu['weight'], 2)}"))
+    ready, planned = gpu.get("ready"), gpu.get("planned")
+    if ready is not None and planned is not None:
+        facts.append(Text(f"{ready} of {planned} ready", "yellow" if ready < planned else ""))
+    if gpu.get("planned_bytes") is not None:
+        facts.append(Text(f"{size(gpu['planned_bytes'])} planned"))
+    return facts
+
+
+def _cell(replica: Mapping[str, Any], name: str) -> Text:
+    """What stands in the column of that name."""
+    match name:
+        case "replica":
+            return Text(str(replica.get("id")))
+        case "state":
+            state = str(replica.get("state", "?"))
+            return Text(state, STYLES.get(state.upper(), ""))
+        case "footprint" | "fence":
+            return Text(size(replica.get(f"{name}_bytes")))
+        case "cores":
+            return Text(ranges(replica.get("cores") or ()) or "-")
+        case "device" | "pid":
+            return Text(str(replica.get(name) or "-"))
+    return Text(count(replica.get(name)))
 
 
 def gpus_view(
@@ -201,38 +277,3 @@ def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
         name = str(row["replica"])
         return (0, row["instance"], len(name), name)
     return (1, -(row.get("used_bytes") or 0), row.get("pid"))
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Whole numbers in rising order as people write them: 0-7,16,18-19."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1][1:] = [number]
-        else:
-            runs.append([number])
-    return ",".join("-".join(map(str, run)) for run in runs)
-
-
-def size(value: object) -> str:
-    """Bytes for people; a dash where nobody knows."""
-    return format_size(value) if isinstance(value, int) and not isinstance(value, bool) else "-"
-
-
-def count(value: object) -> str:
-    """A number with its thousands apart; a dash where nobody knows."""
-    return f"{value:,}" if isinstance(value, int) else "-"
-
-
-def duration(seconds: object) -> str:
-    """The two largest units: 3h12m, 4m07s, 12s."""
-    if not isinstance(seconds, int | float):
-        return "-"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days}d{hours:02}h"
-    if hours:
-        return f"{hours}h{minutes:02}m"
-    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"

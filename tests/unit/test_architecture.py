@@ -24,10 +24,22 @@ PURE = (
     "orchestrator/orch/planning/cards.py",
     "orchestrator/orch/planning/cores.py",
     "orchestrator/orch/planning/footprint.py",
+    "orchestrator/orch/planning/paying.py",
     "orchestrator/orch/planning/planner.py",
     "orchestrator/orch/planning/sizes.py",
+    "orchestrator/orch/planning/weights.py",
+    "orchestrator/orch/steady.py",
+    "orchestrator/orch/supervising/liveness.py",
     "orchestrator/orch/supervising/replica.py",
     "orchestrator/orch/supervising/restart.py",
+    "orchestrator/orch/supervising/turns.py",
+    "orchestrator/orch/tuning/choice.py",
+    "orchestrator/orch/tuning/grid.py",
+    "orchestrator/orch/tuning/plot.py",
+    "orchestrator/orch/tuning/report.py",
+    "orchestrator/orch/tuning/style.py",
+    "orchestrator/orch/tuning/summary.py",
+    "orchestrator/orch/tuning/words.py",
     "orchestrator/orch/wire.py",
     "worker/orch_worker/batching.py",
     "balancer/orch_balancer/buddy.py",
@@ -148,12 +160,12 @@ def test_only_one_file_talks_to_the_driver() -> None:
     assert readers == {NVML_READER}
 
 
-def test_importing_orch_loads_only_what_a_client_needs() -> None:
-    """A client's machine pays for pyzmq, msgpack and numpy, and for nothing else."""
-    program = """
+def loaded_by(module: str) -> set[str]:
+    """The packages that an import loads, beside the standard library."""
+    program = f"""
 import json, sys
 before = set(sys.modules)
-import orch
+import {module}
 loaded = [name for name in set(sys.modules) - before if getattr(sys.modules[name], "__file__", None)]
 print(json.dumps(loaded))
 """
@@ -166,8 +178,18 @@ print(json.dumps(loaded))
         text=True,
     )
     assert child.returncode == 0, child.stderr
-    loaded = {top(name) for name in json.loads(child.stdout)}
-    assert loaded - sys.stdlib_module_names <= CLIENT_NEEDS | {"orch"}
+    return {top(name) for name in json.loads(child.stdout)} - sys.stdlib_module_names
+
+
+def test_importing_orch_loads_only_what_a_client_needs() -> None:
+    """A client's machine pays for pyzmq, msgpack and numpy, and for nothing else."""
+    assert loaded_by("orch.client") == CLIENT_NEEDS | {"orch"}
+
+
+@pytest.mark.parametrize("module", ["orch", "orch.supervising.supervisor", "orch.supervising.search"])
+def test_a_supervisor_loads_nothing_that_a_client_needs(module: str) -> None:
+    """It sees no request: the load that a search needs is made by a process of its own."""
+    assert loaded_by(module) & CLIENT_NEEDS == set()
 
 
 def test_the_public_face_is_small_and_documented() -> None:

@@ -48,7 +48,7 @@ def error_line(result: Result) -> str:
 
 
 def test_help_lists_every_command_with_a_sentence() -> None:
-    """A new user finds the ten commands at once, none of them cut short."""
+    """A new user finds all commands at once, none of them cut short."""
     result = orch("--help")
 
     assert result.exit_code == 0

@@ -64,7 +64,7 @@ def test_a_bad_value_names_key_value_range_and_source() -> None:
     ):
         with pytest.raises(ConfigError) as caught:
             resolve(flags, environ, file)
-        message = "replicas = 0 (from {}): use auto, or a whole number from 1 to 4096"
+        message = "replicas = 0 (from {}): use auto, best, or a whole number from 1 to 4096"
         assert str(caught.value) == message.format(source)
 
 

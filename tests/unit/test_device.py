@@ -123,12 +123,13 @@ def test_a_context_made_by_the_targets_import_is_not_measured() -> None:
     assert meter.facts() == {}
 
 
-def test_a_context_smaller_than_any_is_not_noted() -> None:
-    """A neighbour gave memory back while it was made."""
+@pytest.mark.parametrize(("before", "after"), [(CONTEXT, 0), (0, 5 * GIB)])
+def test_a_context_that_no_gpu_has_is_not_noted(before: int, after: int) -> None:
+    """A neighbour gave memory back, or took some, while it was made."""
     card = Card(tells_process=False)
-    card.by_neighbours = CONTEXT
+    card.by_neighbours = before
     meter = card.meter()
-    card.by_neighbours = 0
+    card.by_neighbours = after
     meter.before_load()
     assert card.has_context
     assert meter.facts() == {}
@@ -191,7 +192,7 @@ class Growing(Model):
 def test_warm_up_ends_when_a_batch_adds_no_more_than_one_percent(held: tuple[int, ...], batches: int) -> None:
     """At least two: the first has nothing to be compared with."""
     model = Growing(*(each * MIB for each in held))
-    assert Engine(model, 4).warmup(lambda: model.held) == batches
+    assert Engine(model, 4).warmup(lambda: model.held).batches == batches
     assert model.batches == batches
 
 
@@ -199,14 +200,14 @@ def test_warm_up_ends_though_the_model_never_stops_growing(caplog: pytest.LogCap
     """It leaks, and the log says so."""
     model = Growing(*(2**count * MIB for count in range(20)))
     with caplog.at_level(logging.WARNING):
-        assert Engine(model, 4).warmup(lambda: model.held) == MAX_WARMUP_BATCHES
+        assert Engine(model, 4).warmup(lambda: model.held).batches == MAX_WARMUP_BATCHES
     assert "each still takes more" in caplog.text
 
 
 def test_warm_up_without_a_figure_is_the_least_there_is() -> None:
     """On the CPU, where batches are slow."""
     model = Growing(*(2**count * MIB for count in range(20)))
-    assert Engine(model, 4).warmup(lambda: None) == WARMUP_BATCHES
+    assert Engine(model, 4).warmup(lambda: None).batches == WARMUP_BATCHES
 
 
 class Full(Growing):

@@ -15,7 +15,7 @@ import torch
 from orch.model import Model
 from orch.wire import Kind, Record
 from orch_worker import device
-from orch_worker.engine import WARMUP_BATCHES, DeviceLost, Engine, Failure, Row, WrongOutputs
+from orch_worker.engine import WARMUP_BATCHES, DeviceLost, Engine, Failure, Row, Warmup, WrongOutputs
 from orch_worker.loop import Loop
 from orch_worker.target import describe
 
@@ -218,15 +218,33 @@ def test_the_model_is_loaded_on_the_device_it_was_given() -> None:
 def test_warm_up_runs_full_batches_of_the_samples() -> None:
     """So that the memory measured afterwards is that of the largest batch."""
     model = Doubler(samples=[1, 2, 3])
-    assert Engine(model, 5).warmup() == WARMUP_BATCHES
+    assert Engine(model, 5).warmup().batches == WARMUP_BATCHES
     assert model.batches == [[1, 2, 3, 1, 2]] * WARMUP_BATCHES
+
+
+def test_the_last_batch_of_the_warm_up_is_timed() -> None:
+    """The first pays for compilation. The samples are asked for once."""
+    took_s = [3.0, 0.5]
+    now = [100.0]
+
+    class Compiles(Doubler):
+        def warmup(self) -> list[Any]:
+            samples, self.samples = self.samples, None
+            return samples or []
+
+        def predict(self, inputs: list[Any]) -> list[Any]:
+            now[0] += took_s.pop(0)
+            return inputs
+
+    engine = Engine(Compiles([1, 2, 3]), 2, clock=lambda: now[0])
+    assert engine.warmup() == Warmup(WARMUP_BATCHES, 0.5, [1, 2, 3])
 
 
 @pytest.mark.parametrize("samples", [None, []])
 def test_without_samples_there_is_no_warm_up(samples: list[Any] | None) -> None:
     """It is optional."""
     model = Doubler(samples)
-    assert Engine(model, 5).warmup() == 0
+    assert Engine(model, 5).warmup() == Warmup(0, None, ())
     assert model.batches == []
 
 

@@ -9,10 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orch.planning.footprint import Footprint, How, Measurement, Parts, believe, declared, explain, resident
+from orch.planning.footprint import (
+    Footprint,
+    How,
+    Measurement,
+    Parts,
+    after_out_of_memory,
+    believe,
+    declared,
+    explain,
+    resident,
+    was_disturbed,
+)
 from orch.planning.sizes import GIB, MIB
 from orch.supervising.measure import CPU, footprint_of
 
+NOBODY: frozenset[int] = frozenset()
 STAGES = {"context_bytes": 612 * MIB, "loaded_bytes": 698 * MIB, "warm_bytes": 1398 * MIB}
 
 
@@ -109,18 +121,69 @@ def test_a_footprint_without_parts_is_told_by_its_source(footprint: Footprint, t
 def test_what_a_worker_noted_becomes_the_parts() -> None:
     """On a device that no driver knows, torch's peak is the total, and the stages divide it."""
     facts = {**STAGES, "torch_loaded_bytes": 86 * MIB, "torch_reserved_bytes": 786 * MIB}
-    found = footprint_of(os.getpid(), "GPU-that-is-not-there", None, facts)
+    found = footprint_of(os.getpid(), "GPU-that-is-not-there", None, NOBODY, facts, alone=True)
     assert found is not None
-    assert (found.device_bytes, found.how) == (1398 * MIB, How.TORCH)
-    assert found.parts == Parts(612 * MIB, 86 * MIB, 700 * MIB, 0)
+    total = 786 * MIB + int(612 * MIB * 1.2)  # the context, and what libraries add to it
+    assert (found.device_bytes, found.how) == (total, How.TORCH)
+    assert found.parts == Parts(612 * MIB, 86 * MIB, 700 * MIB, total - 1398 * MIB)
 
 
 def test_a_worker_that_noted_nothing_has_no_parts() -> None:
     """As before there were stages."""
-    found = footprint_of(os.getpid(), "GPU-that-is-not-there", None, {"torch_reserved_bytes": MIB})
+    found = footprint_of(os.getpid(), "GPU-that-is-not-there", None, NOBODY, {"torch_reserved_bytes": MIB}, alone=True)
     assert found is not None
     assert found.parts is None
-    assert footprint_of(os.getpid(), "GPU-that-is-not-there", None, {"torch_reserved_bytes": 0}) is None
-    on_cpu = footprint_of(os.getpid(), CPU, None, {})
+    nothing = {"torch_reserved_bytes": 0}
+    assert footprint_of(os.getpid(), "GPU-that-is-not-there", None, NOBODY, nothing, alone=True) is None
+    on_cpu = footprint_of(os.getpid(), CPU, None, NOBODY, {}, alone=True)
     assert on_cpu is not None
     assert (on_cpu.device_bytes, on_cpu.parts) == (0, None)
+
+
+# --- what disturbs a measurement -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "listed", "disturbed"),
+    [
+        ({}, {}, True, False),
+        ({7: 5 * GIB}, {7: 5 * GIB}, True, False),
+        ({7: 5 * GIB}, {7: 5 * GIB, 99: 2 * GIB}, False, False),  # the worker itself, under another number
+        ({7: 5 * GIB}, {7: 5 * GIB, 99: None}, False, False),
+        ({7: 5 * GIB}, {7: 5 * GIB, 99: 2 * GIB}, True, True),  # it is listed under its own: somebody else came
+        ({}, {98: None, 99: None}, False, True),
+        ({7: 5 * GIB}, {}, True, True),  # one went
+        ({7: None}, {}, False, True),
+        ({7: 5 * GIB}, {7: 6 * GIB}, True, True),  # one grew
+        ({7: 5 * GIB}, {7: 5 * GIB + 10 * MIB}, True, False),
+        ({}, {66: 69_206_016}, True, False),  # the MPS server, which comes with its first client
+    ],
+)
+def test_neighbours_that_move_disturb_a_measurement(
+    before: dict[int, int | None], after: dict[int, int | None], listed: bool, disturbed: bool
+) -> None:
+    """By more than a trifle."""
+    assert was_disturbed(before, after, listed=listed) is disturbed
+
+
+def test_a_replica_stopped_by_its_fence_needs_more_than_the_fence() -> None:
+    """The card had room enough; the next try gets a quarter more."""
+    known = Footprint(4 * GIB, GIB, How.PROCESS)
+    found = after_out_of_memory(known, held_bytes=3 * GIB, fence_bytes=5 * GIB, free_bytes=90 * GIB)
+    assert found == Footprint(int(6.25 * GIB), GIB, How.OUT_OF_MEMORY)
+    assert "memory ran out" in explain(found)
+
+
+def test_a_replica_that_held_more_than_planned_is_planned_larger() -> None:
+    """Without a fence what it held is all that is known."""
+    known = Footprint(4 * GIB, GIB, How.PROCESS)
+    found = after_out_of_memory(known, held_bytes=8 * GIB, fence_bytes=None, free_bytes=8 * GIB)
+    assert found is not None
+    assert found.device_bytes == 10 * GIB
+
+
+def test_a_device_that_was_full_says_nothing_of_the_replica() -> None:
+    """Somebody else had the memory: the plan changes with what is free, not the cost."""
+    known = Footprint(4 * GIB, GIB, How.PROCESS)
+    assert after_out_of_memory(known, held_bytes=2 * GIB, fence_bytes=5 * GIB, free_bytes=2 * GIB) is None
+    assert after_out_of_memory(known, held_bytes=None, fence_bytes=None, free_bytes=None) is None

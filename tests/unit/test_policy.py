@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,27 +11,39 @@ from hypothesis import strategies as st
 from orch_balancer import policy
 
 waiting = st.integers(1, 10_000)
+weights = st.floats(0.05, 1.0)
 
 
-def test_the_least_outstanding_per_capacity_ranks_first_and_of_equals_the_longest_idle() -> None:
-    """Capacity is a worker's weight; ties are broken by time, not by name."""
+def test_the_idle_rank_first_then_those_who_would_be_done_first_and_of_equals_the_longest_idle() -> None:
+    """A weight is a speed; ties are broken by time, not by name."""
     ranks = {
         "busy": policy.rank(4, 1.0, idle_since=1.0),
-        "strong": policy.rank(4, 2.0, idle_since=9.0),
+        "busy and slow": policy.rank(3, 0.5, idle_since=0.0),
+        "less busy": policy.rank(3, 1.0, idle_since=9.0),
+        "slow and idle": policy.rank(0, 0.05, idle_since=0.0),
         "idle": policy.rank(0, 1.0, idle_since=5.0),
         "longer idle": policy.rank(0, 1.0, idle_since=2.0),
     }
-    assert sorted(ranks, key=lambda name: ranks[name]) == ["longer idle", "idle", "strong", "busy"]
+    expected = ["longer idle", "idle", "slow and idle", "less busy", "busy", "busy and slow"]
+    assert sorted(ranks, key=lambda name: ranks[name]) == expected
 
 
 def test_a_worker_is_given_a_batch_ahead_only_while_batches_are_short() -> None:
     """Before the first answer nothing is known, and the safe guess is none; so it is behind one that runs long."""
-    assert policy.room(0, 8, None, 0.0) == 8
-    assert policy.room(1, 8, None, 0.0) == 0
-    assert policy.room(8, 8, 0.001, 0.0) == 8
-    assert policy.room(8, 8, policy.AHEAD_S, 0.0) == 8
-    assert policy.room(1, 8, policy.AHEAD_S * 1.01, 0.0) == 0
-    assert policy.room(1, 8, 0.001, policy.AHEAD_S * 1.01) == 0
+    assert policy.room(0, 8, None, 1.0, 0.0) == 8
+    assert policy.room(1, 8, None, 1.0, 0.0) == 0
+    assert policy.room(8, 8, 0.001, 1.0, 0.0) == 8
+    assert policy.room(8, 8, policy.AHEAD_S, 1.0, 0.0) == 8
+    assert policy.room(1, 8, policy.AHEAD_S * 1.01, 1.0, 0.0) == 0
+    assert policy.room(1, 8, 0.001, 1.0, policy.AHEAD_S * 1.01) == 0
+
+
+def test_a_batch_that_is_short_on_a_fast_gpu_may_be_long_on_a_slow_one() -> None:
+    """Each worker's own batches count."""
+    batch_s = policy.AHEAD_S * 0.6
+    assert policy.room(1, 8, batch_s, 1.0, 0.0) == 15
+    assert policy.room(1, 8, batch_s, 0.5, 0.0) == 0
+    assert policy.room(0, 8, batch_s, 0.5, 0.0) == 8
 
 
 @pytest.mark.parametrize(
@@ -48,23 +62,63 @@ def test_what_waits_is_shared_among_idle_workers_and_otherwise_given_in_batches(
     num_waiting: int, idle: int, room: int, batch: int, given: int
 ) -> None:
     """At most a batch, at most what there is room for."""
-    assert policy.share(num_waiting, idle, room, batch) == given
+    assert policy.share(num_waiting, 1.0, [1.0] * idle, room, batch) == given
 
 
-@given(waiting, st.integers(0, 100), st.integers(-5, 100), st.integers(1, 64))
-def test_a_share_is_at_least_one_and_never_more_than_waits(num_waiting: int, idle: int, room: int, batch: int) -> None:
-    """Nobody is chosen to be given nothing."""
-    assert 1 <= policy.share(num_waiting, idle, room, batch) <= num_waiting
+@given(waiting, st.integers(1, 64), weights)
+def test_among_equals_a_share_is_an_equal_part_rounded_up(num_waiting: int, idle: int, weight: float) -> None:
+    """However the weights that are equal add up."""
+    share = policy.share(num_waiting, weight, [weight] * idle, num_waiting, num_waiting)
+    assert share == math.ceil(num_waiting / idle)
 
 
-@given(waiting, st.integers(1, 100), st.integers(1, 64))
-def test_shares_of_idle_workers_serve_all_that_fits(num_waiting: int, idle: int, batch: int) -> None:
-    """One after another they take everything, or a full batch each."""
-    left = num_waiting
-    for still_idle in range(idle, 0, -1):
+@pytest.mark.parametrize(
+    ("num_waiting", "idle", "given"),
+    [
+        (12, [1.0, 0.5], [8, 4]),
+        (12, [1.0, 1.0, 0.5, 0.5], [4, 4, 2, 2]),
+        (21, [1.0, 0.05], [20, 1]),
+        (10, [1.0, 0.05], [9, 1]),
+        (3, [1.0, 0.5, 0.05], [1, 1, 1]),
+        (2, [1.0, 0.5, 0.05], [1, 1]),
+    ],
+)
+def test_what_waits_is_shared_among_unequal_idle_workers_by_weight(
+    num_waiting: int, idle: list[float], given: list[int]
+) -> None:
+    """So that they are done together; and nobody goes on idling for the sake of the sum."""
+    assert shares(num_waiting, idle, batch=64) == given
+
+
+def shares(left: int, idle: list[float], batch: int) -> list[int]:
+    """What idle workers are given one after another, the fastest first."""
+    found = []
+    for place, weight in enumerate(idle):
         if left:
-            left -= policy.share(left, still_idle, batch, batch)
-    assert left == max(0, num_waiting - idle * batch)
+            found.append(policy.share(left, weight, idle[place:], batch, batch))
+            left -= found[-1]
+    return found
+
+
+@given(waiting, st.lists(weights, max_size=20), weights, st.integers(-5, 100), st.integers(1, 64))
+def test_a_share_is_at_least_one_and_never_more_than_waits(
+    num_waiting: int, others: list[float], weight: float, room: int, batch: int
+) -> None:
+    """Nobody is chosen to be given nothing."""
+    assert 1 <= policy.share(num_waiting, weight, [weight, *others], room, batch) <= num_waiting
+    assert 1 <= policy.share(num_waiting, weight, [], room, batch) <= num_waiting
+
+
+@given(waiting, st.lists(weights, min_size=1, max_size=20), st.integers(1, 64))
+def test_shares_of_idle_workers_leave_nobody_idle_and_nothing_waiting(
+    num_waiting: int, idle: list[float], batch: int
+) -> None:
+    """While there is something for each, each gets something; together they take all, or as much as they may."""
+    given = shares(num_waiting, sorted(idle, reverse=True), batch)
+    assert len(given) == min(num_waiting, len(idle))
+    assert sum(given) == num_waiting or max(given) == batch
+    if len(set(idle)) == 1:
+        assert sum(given) == min(num_waiting, len(idle) * batch)
 
 
 def test_suspects_may_use_half_of_the_workers_and_at_least_one() -> None:

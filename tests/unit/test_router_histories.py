@@ -178,13 +178,22 @@ class Histories(RuleBasedStateMachine):
     # --- workers
 
     @precondition(lambda self: len(self.workers) < 6)
-    @rule(model=st.sampled_from("mmmn"), max_batch_size=st.sampled_from([1, 2, 4]))
-    def opens(self, model: str, max_batch_size: int) -> None:
+    @rule(
+        model=st.sampled_from("mmmn"),
+        max_batch_size=st.sampled_from([1, 2, 4]),
+        weight=st.sampled_from([1.0, 1.0, 0.3]),
+    )
+    def opens(self, model: str, max_batch_size: int, weight: float = 1.0) -> None:
         self.num_opened += 1
         name = f"{model}{self.num_opened}"
-        worker = self.router.open(name, 1, name.encode(), model, max_batch_size, self.now)
+        worker = self.router.open(name, 1, name.encode(), model, max_batch_size, self.now, weight)
         assert worker is not None
         self.workers[name] = worker
+
+    @precondition(lambda self: self.workers)
+    @rule(which=pick, weight=st.sampled_from([1.0, 0.5, 0.05]))
+    def weighs(self, which: int, weight: float) -> None:
+        self.router.weigh(self.workers[self.a_worker(which)], weight)
 
     def a_worker(self, which: int) -> str:
         return sorted(self.workers)[which % len(self.workers)]

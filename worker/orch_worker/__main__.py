@@ -8,13 +8,16 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from orch.child import become_child
 from orch.errors import ConfigError, Exit
 from orch.link import Link
 from orch.page import Phase, StatusPage
+from orch.samples import write_samples
 from orch_worker import device
 from orch_worker.batching import Batcher
 from orch_worker.engine import Engine
@@ -91,17 +94,26 @@ def _load(spec: Spec, link: Link, page: StatusPage) -> tuple[Engine, Batcher, di
         max_batch_size = spec.max_batch_size or model.max_batch_size
         max_wait_s = model.max_batch_wait if spec.max_batch_wait_s is None else spec.max_batch_wait_s
         engine = Engine(model, max_batch_size, alive=lambda: page.progress(time.monotonic_ns()))
-        engine.load(spec.device)
-        meter.after_load()
-        loaded = time.monotonic()
-        page.enter(Phase.WARMING)
-        batches = engine.warmup(meter.held_bytes)
-        meter.after_warmup()
+        try:
+            engine.load(spec.device)
+            meter.after_load()
+            loaded = time.monotonic()
+            page.enter(Phase.WARMING)
+            warmed = engine.warmup(meter.held_bytes)
+            meter.after_warmup()
+        except BaseException as err:
+            if device.is_out_of_memory(err):
+                link.send(event="ran_out", held_bytes=meter.held_bytes())
+            raise
+        warmed_up = time.monotonic()
+    if spec.samples is not None:
+        _write_samples(Path(spec.samples), warmed.samples, spec.model)
     link.send(
         event="ready",
         load_s=loaded - started,
-        warmup_s=time.monotonic() - loaded,
-        warmup_batches=batches,
+        warmup_s=warmed_up - loaded,
+        warmup_batches=warmed.batches,
+        **({} if warmed.batch_s is None else {"batch_s": warmed.batch_s}),
         max_batch_size=max_batch_size,
         timeout_s=model.timeout,
         **device.memory(),
@@ -114,6 +126,14 @@ def _load(spec: Spec, link: Link, page: StatusPage) -> tuple[Engine, Batcher, di
         "max_batch_size": max_batch_size,
     }
     return engine, Batcher(max_batch_size, max_wait_s), ready
+
+
+def _write_samples(path: Path, samples: Sequence[Any], model: str) -> None:
+    """For whoever makes a load of them; a replica that cannot write them serves all the same."""
+    try:
+        write_samples(path, samples, model)
+    except Exception as err:  # noqa: BLE001  a full disk, no memory, or a sample whose own methods fail
+        log.error("the warm-up samples could not be written to %s: %s", path, describe(err))
 
 
 if __name__ == "__main__":

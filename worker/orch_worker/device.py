@@ -3,16 +3,47 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from orch.planning.footprint import MIN_DEVICE_BYTES
+from orch.planning.sizes import GIB
+
+# No context is larger by far: an H200's is 612 MiB, and 730 MiB once kernels are loaded.
+MAX_CONTEXT_BYTES: Final = 2 * GIB
+# What errors about memory say that have no type of their own. After each who says it, and an issue in which it stands.
+SIGNS: Final = (
+    # torch, of memory that others took (Comfy-Org/ComfyUI#12835): "CUDA error: out of memory". Its allocator by other
+    # names: "CUDA out of memory. Tried to allocate", "CUDA driver error: out of memory". CTranslate2
+    # (OpenNMT/CTranslate2#690): "CUDA failed with error out of memory". ONNX Runtime (hacksider/Deep-Live-Cam#584):
+    # "CUDA failure 2: out of memory". TensorRT (NVIDIA/TensorRT#2198): "Cuda Runtime (out of memory)".
+    r"\bcuda\b.{0,60}\bout of memory",
+    # The driver's name for it, in Numba (NVIDIA/cudf#185), and the runtime's, in RMM (pytorch/pytorch#133280).
+    r"CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation",
+    # The mathematical libraries, through torch (QwenLM/Qwen3#873, pytorch/pytorch#20123 and #6511), ONNX Runtime
+    # (hacksider/Deep-Live-Cam#645) and CuPy (cupy/cupy#1063).
+    r"(CUBLAS|CUDNN|CUSOLVER|CUSPARSE|CUFFT)(_STATUS)?_ALLOC_FAILED",
+    # torch where NVML does not answer, as in MIG: it asks only to describe a refusal (pytorch/pytorch#112377).
+    r"NVML_SUCCESS == .* INTERNAL ASSERT FAILED .*CUDACachingAllocator",
+    # torch on the host (huggingface/pytorch-image-models#432).
+    r"DefaultCPUAllocator: (can't allocate|not enough) memory",
+    # The arena of ONNX Runtime (microsoft/onnxruntime#16307).
+    r"Failed to allocate memory for requested buffer",
+    # JAX (jax-ml/jax#22755). Its RESOURCE_EXHAUSTED alone may be a quota of a service that the model calls.
+    r"out of memory (while trying to allocate|allocating)",
+    # TensorFlow (tensorflow/tensorflow#136).
+    r"OOM when allocating tensor",
+)
+OUT_OF_MEMORY: Final = re.compile("|".join(SIGNS), re.IGNORECASE)
 
 log = logging.getLogger(__name__)
 
@@ -23,13 +54,47 @@ def _cuda() -> Any:
 
 
 def is_out_of_memory(err: BaseException) -> bool:
-    """The device's allocator, or the host's, refused."""
+    """The device's allocator, or the host's, refused; also where another error was raised from that, or because of it.
+
+    By its type where there is one: torch.OutOfMemoryError, ENOMEM, or MemoryError, from which CuPy and RMM derive
+    theirs; else by what it says, see SIGNS. Another error of the device that came after it is the one that counts.
+    """
     torch = sys.modules.get("torch")
-    return isinstance(err, MemoryError) or (torch is not None and isinstance(err, torch.OutOfMemoryError))
+    types = (MemoryError,) if torch is None else (MemoryError, torch.OutOfMemoryError)
+    for each in _chain(err):
+        text = _text(each)
+        if isinstance(each, types) or OUT_OF_MEMORY.search(text):
+            return True
+        if isinstance(each, OSError) and each.errno == errno.ENOMEM:
+            return True
+        if text.startswith("CUDA error: "):
+            return False
+    return False
 
 
-def release_memory() -> None:
-    """Give cached blocks back, so that a smaller batch finds them whole."""
+def _chain(err: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was raised from or during, and so on back to the first."""
+    seen: set[int] = set()
+    while err is not None and id(err) not in seen:
+        seen.add(id(err))
+        yield err
+        err = err.__cause__ or (None if err.__suppress_context__ else err.__context__)
+
+
+def _text(err: BaseException) -> str:
+    try:
+        return str(err)
+    except Exception:  # noqa: BLE001  a model's exception may not be able to say what it is
+        return ""
+
+
+def release_memory(err: BaseException | None = None) -> None:
+    """Give cached blocks back, so that a smaller batch finds them whole.
+
+    err: what failed. The frames it passed through hold the batch's tensors for as long as it lives: they are emptied.
+    """
+    for each in _chain(err):
+        traceback.clear_frames(each.__traceback__)
     if cuda := _cuda():
         cuda.empty_cache()
 
@@ -39,11 +104,29 @@ def is_lost() -> bool:
     cuda = _cuda()
     if cuda is None:
         return False
-    try:
+
+    def ask() -> None:
         sys.modules["torch"].zeros(1, device="cuda").add_(1)
         cuda.synchronize()
-    except Exception:  # noqa: BLE001  whatever it is, the device answered a trivial question with it
-        return True
+
+    return not answers(ask)
+
+
+def answers(ask: Callable[[], None]) -> bool:
+    """Whether the device can do what is asked, or has only no memory for it.
+
+    It is asked twice: an error that has passed is reported once more, by the next call, where the library that met it
+    did not clear it (cudaGetLastError does; seen to be left in Comfy-Org/ComfyUI#12835). One that lasts is reported
+    each time.
+    """
+    for _ in range(2):
+        try:
+            ask()
+        except Exception as err:  # noqa: BLE001  whatever it is, the device answered a trivial question with it
+            if is_out_of_memory(err):
+                return True
+        else:
+            return True
     return False
 
 
@@ -126,7 +209,8 @@ class Meter:
         torch.cuda.init()
         torch.cuda.synchronize()  # init() alone only promises a context
         held = self.held_bytes()
-        if held is not None and held >= MIN_DEVICE_BYTES:  # less is no context, but a neighbour that has let go
+        # Less is no context but a neighbour that has let go, and more is one that has come.
+        if held is not None and MIN_DEVICE_BYTES <= held <= MAX_CONTEXT_BYTES:
             self._facts["context_bytes"] = held
 
     def after_load(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -42,13 +43,29 @@ class Row(NamedTuple):
     may_rerun: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Warmup:
+    """What was run before READY. batch_s: seconds that the last full batch took; None: there are no samples."""
+
+    batches: int = 0
+    batch_s: float | None = None
+    samples: Sequence[Any] = ()
+
+
 class Engine:
     """Owns the model. `alive` is called between attempts, so that a long split does not look like a hang."""
 
-    def __init__(self, model: Model, max_batch_size: int, alive: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        max_batch_size: int,
+        alive: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._model = model
         self._max_batch_size = max_batch_size
         self._alive = alive
+        self._clock = clock
         self._pid = os.getpid()
 
     def load(self, device_name: str) -> None:
@@ -56,25 +73,27 @@ class Engine:
         self._model.load(device_name)
         self._stay_parent()
 
-    def warmup(self, held_bytes: Callable[[], int | None] = lambda: None) -> int:
+    def warmup(self, held_bytes: Callable[[], int | None] = lambda: None) -> Warmup:
         """Run the model's samples in full batches until the device bytes held grow no more, as far as they are known.
 
-        Returns how many batches ran; what predict raises passes through.
+        What predict raises passes through.
         """
         samples = self._model.warmup()
         self._stay_parent()
         if not samples:
-            return 0
+            return Warmup()
         full = list(islice(cycle(samples), self._max_batch_size))
-        held = 0
+        held, batch_s = 0, 0.0
         for count in range(1, MAX_WARMUP_BATCHES + 1):
+            started = self._clock()
             self._outputs(full)
             device.synchronize()
+            batch_s = self._clock() - started
             before, held = held, held_bytes() or 0
             if count >= WARMUP_BATCHES and held <= before * (1 + SETTLED_GROWTH):
-                return count
+                return Warmup(count, batch_s, samples)
         log.warning("after %d batches of warm-up each still takes more device memory", MAX_WARMUP_BATCHES)
-        return MAX_WARMUP_BATCHES
+        return Warmup(MAX_WARMUP_BATCHES, batch_s, samples)
 
     def run(self, rows: Sequence[Row]) -> list[Any]:
         """An output, or a Failure, for each row, in order.
@@ -88,7 +107,9 @@ class Engine:
             log.error("%s", err)
             return [Failure(f"ModelError: {err}")] * len(rows)
         except BaseException as err:  # noqa: BLE001  sys.exit() in a model too
-            return self._after(err, rows)
+            failed = err
+        # Here, and not above: what the parts of the batch raise did not happen while this was handled.
+        return self._after(failed, rows)
 
     def stream(self, input: Any) -> Iterator[Any]:  # noqa: A002  the contract's word
         """The parts of one answer; what the model raises passes through."""
@@ -103,7 +124,7 @@ class Engine:
         Raises:
             DeviceLost: the device does not answer a trivial question either.
         """
-        if not device.is_out_of_memory(err) and device.is_lost():
+        if device.is_lost():
             log.critical("the device is lost: %s", describe(err), exc_info=err)
             raise DeviceLost(describe(err)) from err
 
@@ -123,11 +144,11 @@ class Engine:
         if len(rows) == 1:
             log.error("a request failed: %s", describe(err), exc_info=err)
             if out_of_memory:
-                device.release_memory()
+                device.release_memory(err)
             return [Failure(describe(err))]
         log.warning("a batch of %d failed (%s) and is split", len(rows), describe(err))
         if out_of_memory:
-            device.release_memory()
+            device.release_memory(err)
         again = [row for row in rows if row.may_rerun]
         half = (len(again) + 1) // 2
         answers: list[Any] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orch.errors import ConfigError
@@ -16,6 +17,15 @@ MIN_DEVICE_BYTES = 64 * MIB
 ASSUMED_CONTEXT_BYTES = 728_000_000
 
 
+# A context measured bare grows with the first kernels of a library: from 642 MB to 765 MB on an H200.
+LIBRARY_FACTOR = 1.2
+
+# A process that came, went or changed by less than this disturbs no measurement: the MPS server itself is 66 MiB.
+DISTURBANCE_BYTES = 128 * MIB
+# What is tried after a replica ran out of memory, in parts of what it had.
+OUT_OF_MEMORY_FACTOR = 1.25
+
+
 class How(enum.StrEnum):
     """Where a footprint comes from; the value ends the sentence "the footprint is ..."."""
 
@@ -24,6 +34,7 @@ class How(enum.StrEnum):
     DEVICE = "what the device's free memory fell by"
     TORCH = "what torch reserved, and the CUDA context"
     RESIDENT = "the process's resident memory"
+    OUT_OF_MEMORY = "what it had when its memory ran out, and a quarter more"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +125,44 @@ def believe(seen: Measurement) -> Footprint | None:
     if seen.device_fell_bytes is not None and seen.device_fell_bytes >= floor and not seen.disturbed:
         return _of(seen.device_fell_bytes, How.DEVICE, seen)
     if seen.torch_reserved_bytes is not None:
-        context = ASSUMED_CONTEXT_BYTES if seen.context_bytes is None else seen.context_bytes
+        bare = seen.context_bytes
+        context = ASSUMED_CONTEXT_BYTES if bare is None else int(bare * LIBRARY_FACTOR)
         return _of(seen.torch_reserved_bytes + context, How.TORCH, seen)
     return None
+
+
+def was_disturbed(before: Mapping[int, int | None], after: Mapping[int, int | None], *, listed: bool) -> bool:
+    """Whether somebody else on the device came, went or changed memory while a worker loaded.
+
+    before, after: what the driver says that each process held, by process id (None: not told), without those that are
+    known to be ours. listed: the worker is known among ours; where not, one new process may be the worker itself, under
+    a number of another namespace.
+    """
+    came = [pid for pid in after if pid not in before and _matters(after[pid])]
+    went = [pid for pid in before if pid not in after and _matters(before[pid])]
+    changed = any(_matters(abs((after[pid] or 0) - (before[pid] or 0))) for pid in before if pid in after)
+    return changed or bool(went) or len(came) > (0 if listed else 1)
+
+
+def after_out_of_memory(
+    known: Footprint, held_bytes: int | None, fence_bytes: int | None, free_bytes: int | None
+) -> Footprint | None:
+    """What to plan with after a replica ran out of memory while loading; None: no more than was known.
+
+    held_bytes: what it held then. fence_bytes: the most it was allowed; None: no fence. free_bytes: what was free on
+    the device when it started. A replica that was stopped by its fence needs more than the fence; one on a device that
+    had less free than a replica costs says nothing of what it needs.
+    """
+    held = held_bytes or 0
+    if fence_bytes is not None and (free_bytes is None or free_bytes > fence_bytes):
+        held = max(held, fence_bytes)
+    if held <= known.device_bytes:
+        return None
+    return Footprint(int(held * OUT_OF_MEMORY_FACTOR), known.host_bytes, How.OUT_OF_MEMORY)
+
+
+def _matters(num_bytes: int | None) -> bool:
+    return num_bytes is None or num_bytes >= DISTURBANCE_BYTES
 
 
 def explain(footprint: Footprint) -> str:
@@ -126,7 +172,7 @@ def explain(footprint: Footprint) -> str:
     counts for the process; lower --max-batch-size for less"
     """
     total = format_size(footprint.device_bytes or footprint.host_bytes or 0)
-    if footprint.how is How.DECLARED:
+    if footprint.how in (How.DECLARED, How.OUT_OF_MEMORY):
         return f"{total}, {footprint.how}"
     parts = footprint.parts
     if parts is None:

@@ -5,16 +5,16 @@ On GPUs (architecture, part 7.3), for each card
     room  = min(total x utilization, total - reserved - what others use - 256 MiB)
     count = min(floor(room / footprint), the clients that an MPS server takes)
 
-and over all cards no more than the host's memory holds and, where cores are pinned, than the cores allow. Without a
-GPU (part 7.5) no more than memory and cores allow. Replica 0 is the probe: while nobody knows the footprint, the plan
-is that one.
+and over all cards no more than the host's memory holds. Without a GPU (part 7.5) no more than memory and cores allow.
+Replica 0 is the probe: while nobody knows the footprint, the plan is that one. It is the probe of one kind of card:
+each other kind, which it says nothing of, gets one replica more before it is filled.
 """
 
 from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -57,7 +57,8 @@ class Limit(enum.StrEnum):
     CORES = "cores"
     CLIENTS = "clients"
     ASKED = "asked"
-    PROBE = "probe"  # the footprint is not known yet
+    GAIN = "gain"  # one more would not pay, as was measured
+    PROBE = "probe"  # the footprint is not known yet, or not on every kind of card
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +66,26 @@ class PlanRequest:
     """What a plan is made from. Raises ConfigError for a count below 1 or a utilization outside 0 to 1.
 
     gpus: the devices to use, as read just now; empty plans for the CPU.
-    footprint: None before replica 0 was measured, if the user declared none.
+    footprint: what a replica costs on every kind of card, and on the CPU; None where that is measured.
+    measured: what a replica was found to cost, by the name of the card.
     wanted: a count, or "auto" for as many as fit.
     gpu_utilization: the share of each card to plan with; None: by the card.
     max_clients_per_gpu: how many replicas one MPS server takes; None where there is no MPS server.
-    pinned_cores: cores that each replica on a GPU has to itself; None where replicas are not pinned.
     ours_bytes: by GPU UUID, what our own replicas hold there already (see `held_by_us`); the rest is others'.
     """
 
     host: Host
     gpus: tuple[Gpu, ...] = ()
     footprint: Footprint | None = None
+    measured: Mapping[str, Footprint] = field(default_factory=dict)
     wanted: int | Literal["auto"] = "auto"
     gpu_utilization: float | None = None
     max_clients_per_gpu: int | None = None
-    pinned_cores: int | None = None
     ours_bytes: Mapping[str, int] = field(default_factory=dict)
+
+    def cost_on(self, gpu: Gpu) -> Footprint | None:
+        """What a replica costs on that card; None: nobody knows yet."""
+        return self.footprint or self.measured.get(gpu.name)
 
     def __post_init__(self) -> None:
         if self.wanted != "auto" and self.wanted < 1:
@@ -94,6 +99,7 @@ class Plan:
     """How many replicas are to exist and where, and the sum that says so.
 
     placement: (GPU UUID, replicas) for every GPU that gets any, the one with most room first; empty on the CPU.
+    used_bytes: by GPU UUID, what is used there of the device once the plan is carried out: others, and our replicas.
     threads_per_replica: cores shared out evenly, at least one; for the probe, its share once the others are there.
     because: sentences for people, the last of which names the limit that binds.
     """
@@ -103,6 +109,7 @@ class Plan:
     threads_per_replica: int
     limit: Limit
     because: tuple[str, ...]
+    used_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +124,18 @@ class _Bound:
 
 @dataclass(frozen=True, slots=True)
 class _Card:
-    """One GPU's part of the sum: bytes to plan with, bytes that a replica costs there, and the replicas it takes."""
+    """One GPU's part of the sum: bytes of others and to plan with, what a replica costs there, how many it takes.
 
-    uuid: str
+    known: that cost was declared or measured; where not, `count` is the most that it could be.
+    """
+
+    gpu: Gpu
+    others_bytes: int
     room_bytes: int
     cost_bytes: int
     count: int
     by_clients: bool
+    known: bool
     because: str
 
 
@@ -152,28 +164,49 @@ def pick_gpu(planned: Mapping[str, int], running: Mapping[str, int], free_bytes:
 
 
 def _plan_gpus(request: PlanRequest) -> Plan:
-    host, footprint = request.host, request.footprint
+    host = request.host
     cards = [_on_card(request, gpu) for gpu in request.gpus]
     cards.sort(key=lambda card: -card.room_bytes)  # stable: of equals the first on the bus
-    because = [_cost(footprint)]
-    if footprint is not None and footprint.device_bytes < MIN_DEVICE_BYTES:
-        because.append(f"warning: that counts as {format_size(MIN_DEVICE_BYTES)}; is the model on the GPU at all?")
+    costs = {card.gpu.name: request.cost_on(card.gpu) for card in cards}
+    if len(set(costs.values())) == 1:
+        costs = {"": next(iter(costs.values()))}
+    because = []
+    for name, footprint in costs.items():
+        because.append(_cost(footprint, f"on {name} " if name else ""))
+        if footprint is not None and footprint.device_bytes < MIN_DEVICE_BYTES:
+            because.append(f"warning: that counts as {format_size(MIN_DEVICE_BYTES)}; is the model on the GPU at all?")
     because += [card.because for card in cards]
     on_cards = sum(card.count for card in cards)
     if any(card.by_clients for card in cards):
         bounds = [_Bound(Limit.CLIENTS, on_cards, CLIENTS_KNOB)]
     else:
         bounds = [_Bound(Limit.MEMORY, on_cards, GPU_KNOB)]
-    if footprint is not None and footprint.host_bytes:
-        bounds.append(_by_host_memory(Limit.HOST_MEMORY, host, footprint.host_bytes))
-    if request.pinned_cores:
-        count = host.cores // request.pinned_cores
-        pinned = f"cores: {host.cores}, {request.pinned_cores} pinned to each replica, so {count}"
-        bounds.append(_Bound(Limit.CORES, count, CORES_KNOB, pinned))
+    host_bytes = max((each.host_bytes or 0 for each in costs.values() if each is not None), default=0)
+    if host_bytes:
+        bounds.append(_by_host_memory(Limit.HOST_MEMORY, host, host_bytes))
     because += [bound.because for bound in bounds if bound.because]
-    total, limit = _settle(request, bounds, because, known=footprint is not None)
+    sure = _sure(cards)
+    total, limit = _settle(request, bounds, because, sure=None if all(card.known for card in cards) else sum(sure))
     threads = _threads(request, total, limit, likely=host.cores // CORES_PER_REPLICA)
-    return Plan(total, _place(cards, total), threads, limit, tuple(because))
+    placement = _place(cards, sure, total)
+    placed = dict(placement)
+    used = {card.gpu.uuid: card.others_bytes + placed.get(card.gpu.uuid, 0) * card.cost_bytes for card in cards}
+    return Plan(total, placement, threads, limit, tuple(because), used)
+
+
+def _sure(cards: Sequence[_Card]) -> list[int]:
+    """Replicas that each card takes for sure: of an unmeasured kind one, the probe, on the card with most room.
+
+    While no kind is measured at all one probe is enough: what it costs refuses a model that fits nowhere.
+    """
+    if not any(card.known for card in cards):
+        return [1, *(0 for _ in cards[1:])]
+    probed: set[str] = set()
+    counts = []
+    for card in cards:
+        counts.append(card.count if card.known else int(card.count > 0 and card.gpu.name not in probed))
+        probed.add(card.gpu.name)
+    return counts
 
 
 def _plan_cpu(request: PlanRequest) -> Plan:
@@ -186,14 +219,14 @@ def _plan_cpu(request: PlanRequest) -> Plan:
         because.append("there is no GPU, so a replica's device memory is not counted")
     if request.wanted != "auto" and request.wanted > host.cores:
         because.append(f"warning: {request.wanted} replicas share {host.cores} cores, and will wait for each other")
-    total, limit = _settle(request, bounds, because, known=host_bytes is not None)
+    total, limit = _settle(request, bounds, because, sure=None if host_bytes is not None else 1)
     return Plan(total, (), _threads(request, total, limit, likely=bounds[-1].count), limit, tuple(because))
 
 
 def _on_card(request: PlanRequest, gpu: Gpu) -> _Card:
     """The sum for one card, at the least cost that a replica can have while its footprint is not known."""
     ours = request.ours_bytes.get(gpu.uuid, 0)
-    footprint = request.footprint
+    footprint = request.cost_on(gpu)
     cost = MIN_DEVICE_BYTES if footprint is None else max(MIN_DEVICE_BYTES, footprint.device_bytes)
     if gpu.total_bytes is None:
         # Device memory is the host's memory here: what a replica holds on either side comes out of the same total,
@@ -216,9 +249,10 @@ def _on_card(request: PlanRequest, gpu: Gpu) -> _Card:
         f" {format_size(room)} / {format_size(cost)} = {_quotient(room, cost)}, so {count}"
     )
     clients = request.max_clients_per_gpu
-    if clients is not None and clients < count:
-        return _Card(gpu.uuid, room, cost, clients, True, f"{sentence}, and an MPS server takes {clients}")
-    return _Card(gpu.uuid, room, cost, count, False, sentence)
+    by_clients = clients is not None and clients < count
+    if clients is not None and by_clients:
+        count, sentence = clients, f"{sentence}, and an MPS server takes {clients}"
+    return _Card(gpu, others, room, cost, count, by_clients, footprint is not None, sentence)
 
 
 def _by_host_memory(limit: Limit, host: Host, host_bytes: int) -> _Bound:
@@ -248,17 +282,21 @@ def _by_cores(host: Host, wanted: int | Literal["auto"]) -> _Bound:
     return _Bound(Limit.CORES, count, CORES_KNOB, f"cores: {host.cores}, {share}, so {count}")
 
 
-def _settle(request: PlanRequest, bounds: list[_Bound], because: list[str], *, known: bool) -> tuple[int, Limit]:
-    """The count and the limit that binds, whose sentence is added to `because`; or DoesNotFit."""
+def _settle(request: PlanRequest, bounds: list[_Bound], because: list[str], *, sure: int | None) -> tuple[int, Limit]:
+    """The count and the limit that binds, whose sentence is added to `because`; or DoesNotFit.
+
+    sure: replicas that fit whatever is measured next; None: everything is known.
+    """
     tightest = min(bounds, key=lambda bound: bound.count)  # of equals the first
     fits = tightest.count
     asked = 1 if request.wanted == "auto" else request.wanted
     if asked > fits:
         what = "not one replica fits" if fits < 1 else f"{asked} replicas do not fit, {fits} would"
         raise DoesNotFit(f"{what} (limit: {tightest.limit}): {'; '.join(because)}. To change it: {tightest.knob}")
-    if not known:
-        because.append("one replica is started and measured")
-        return 1, Limit.PROBE
+    if sure is not None and (request.wanted == "auto" or asked > sure):
+        count = min(sure, fits)
+        because.append(f"{_replicas(count)} {'is' if count == 1 else 'are'} started and measured")
+        return count, Limit.PROBE
     if request.wanted == "auto":
         because.append(f"the limit is {tightest.limit}: {_replicas(fits)}")
         return fits, tightest.limit
@@ -266,11 +304,11 @@ def _settle(request: PlanRequest, bounds: list[_Bound], because: list[str], *, k
     return asked, Limit.ASKED
 
 
-def _place(cards: list[_Card], total: int) -> tuple[tuple[str, int], ...]:
-    """`total` replicas one by one, each to the card with most room left."""
-    planned = {card.uuid: card.count for card in cards}
-    left = {card.uuid: card.room_bytes for card in cards}
-    cost = {card.uuid: card.cost_bytes for card in cards}
+def _place(cards: list[_Card], counts: Sequence[int], total: int) -> tuple[tuple[str, int], ...]:
+    """`total` replicas one by one, each to the card with most room left; no card more than its count."""
+    planned = {card.gpu.uuid: count for card, count in zip(cards, counts, strict=True)}
+    left = {card.gpu.uuid: card.room_bytes for card in cards}
+    cost = {card.gpu.uuid: card.cost_bytes for card in cards}
     placed = dict.fromkeys(planned, 0)
     for _ in range(total):
         uuid = pick_gpu(planned, placed, left)
@@ -288,12 +326,12 @@ def _threads(request: PlanRequest, total: int, limit: Limit, *, likely: int) -> 
     return max(1, request.host.cores // total)
 
 
-def _cost(footprint: Footprint | None) -> str:
+def _cost(footprint: Footprint | None, where: str = "") -> str:
     if footprint is None:
-        return "what a replica costs is not known yet"
+        return f"what a replica costs {where}is not known yet"
     parts = [f"{format_size(footprint.device_bytes)} of device memory"] if footprint.device_bytes else []
     parts += [f"{format_size(footprint.host_bytes)} of host memory"] if footprint.host_bytes else []
-    return f"a replica costs {' and '.join(parts) or 'no memory'} ({footprint.how})"
+    return f"a replica costs {where}{' and '.join(parts) or 'no memory'} ({footprint.how})"
 
 
 def _quotient(room: int, cost: int) -> str:

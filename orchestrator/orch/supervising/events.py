@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """kind: plan, replica, balancer, ready, log, warning, drain or stopped. text: one line for people.
+    """kind: plan, replica, balancer, mps, search, ready, log, warning, drain or stopped. text: one line for people.
 
     data: the facts behind it; of a "replica" event at least its state.
     """

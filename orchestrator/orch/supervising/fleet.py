@@ -2,54 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from orch.config import Config
 from orch.errors import Exit
 from orch.link import Message
-from orch.page import Phase, StatusPage
-from orch.planning.footprint import Footprint
-from orch.supervising import measure
+from orch.page import Phase
+from orch.planning.footprint import Footprint, after_out_of_memory
+from orch.supervising import liveness, measure
 from orch.supervising.events import Event
+from orch.supervising.launch import Launcher, Running, fence_of
 from orch.supervising.mps import Mps
 from orch.supervising.output import Lines
-from orch.supervising.process import INSTANCE_VARIABLE, WORKER_VARIABLE, Child, kill_marked
+from orch.supervising.process import WORKER_VARIABLE, kill_marked
 from orch.supervising.reactor import Reactor
 from orch.supervising.replica import ALIVE, Action, Blame, Death, Replica, State
+from orch.supervising.turns import Turn, turns
 
-# Libraries with a thread pool of their own, each of which would take every core.
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS",
-)  # fmt: skip
-# How often running batches are looked at: often enough that a hang is noticed within 2 % of its time-out, no oftener
-# than a wake-up costs, and no rarer than a person would wait.
-LOOKS_PER_TIMEOUT = 50
-MIN_LOOK_S, MAX_LOOK_S = 0.05, 5.0
-# A fence beyond what was measured: allocators round up, and kernels are loaded late.
-FENCE_FACTOR, FENCE_MARGIN_BYTES = 1.05, 256 * 2**20
-
-
-@dataclass(slots=True)
-class Running:
-    """One worker process, and what is known of it."""
-
-    child: Child
-    page: StatusPage
-    lines: Lines
-    started_at: float
-    free_before: int | None
-    footprint: Footprint | None = None
-    timeout_s: float = 0.0
-    message: str = ""
-    hung: bool = False
-    fence_bytes: int | None = None
-    elsewhere: str = ""
-    load_s: float = 0.0
+# Memory of a process that has just died may be freed late: so long a replica waits for room, looking this often,
+# before the plan is made anew.
+ROOM_WAIT_S, ROOM_POLL_S = 10.0, 0.2
 
 
 class Owner(Protocol):
@@ -63,6 +38,15 @@ class Owner(Protocol):
 
     def became_ready(self, replica: Replica) -> None:
         """A replica opens for work; its footprint is measured."""
+
+    def cost_on(self, device: str) -> Footprint | None:
+        """What a replica is planned to cost there; None: not measured yet."""
+
+    def ran_out(self, replica: Replica, cost: Footprint | None) -> None:
+        """A replica ran out of memory while loading. cost: what to plan with from now on; None: as before."""
+
+    def no_room(self, replica: Replica, free_bytes: int | None) -> None:
+        """A replica has waited for ROOM_WAIT_S, and its device still has less free than it is planned to cost."""
 
     def changed(self) -> None:
         """The set of workers, or who of them takes new work, is another."""
@@ -87,15 +71,15 @@ class Fleet:
         owner: Owner,
         clock: Callable[[], float],
     ) -> None:
-        self._config, self._worker_spec = config, worker_spec
-        self._pages_fd, self._environ = pages_fd, environ
+        self._config = config
+        self.launcher = Launcher(config, worker_spec, pages_fd, environ)
         self._reactor, self._owner, self._clock = reactor, owner, clock
-        self.threads = 1
         self.mps: Mps | None = None
-        self.cores: Mapping[str, tuple[int, ...]] = {}
         self.device_names: Mapping[str, str] = {}
+        self.weights: Mapping[str, float] = {}  # by device
         self.starting_allowed = True
         self._last_look = 0.0
+        self._short_since: float | None = None  # replicas wait for nothing but memory
         self.replicas: dict[str, Replica] = {}
         self.running: dict[str, Running] = {}
         self._footprints: dict[str, Footprint] = {}
@@ -152,6 +136,7 @@ class Fleet:
                 "pid": running.child.pid,
                 "slot": self.replicas[replica_id].slot,
                 "accepting": self.replicas[replica_id].state is not State.DRAINING,
+                "weight": self.weights.get(self.replicas[replica_id].device, 1.0),
             }
             for replica_id, running in self.running.items()
         ]
@@ -159,7 +144,7 @@ class Fleet:
     # --- time ----------------------------------------------------------------------------------------------------
 
     def tick(self, now: float) -> None:
-        """Deadlines, hangs, and the next start: one replica loads at a time, so each sees what the last one took."""
+        """Deadlines, hangs, and whose turn to load it is."""
         for replica in list(self.replicas.values()):
             self._perform(replica, replica.tick(now))
         if now - self._last_look >= self._look_s():
@@ -167,19 +152,35 @@ class Fleet:
             self._look_for_hangs(now)
             if self.in_state(State.READY):
                 self._owner.wants_loads()
-        if self.starting_allowed and not self.in_state(State.STARTING, State.LOADING):
-            falling = {self.replicas[each].device for each, running in self.running.items() if running.elsewhere}
-            waiting = [
-                replica
-                for replica in self.replicas.values()
-                if replica.may_start(now)
-                and replica.device not in falling  # the server takes nobody until all are gone
-            ]
-            if waiting:
-                replica = waiting[0]
-                before = replica.state
-                self._perform(replica, replica.start(now))
-                self._tell(replica, before)
+        if self.starting_allowed:
+            self._start_waiting(now)
+
+    def _start_waiting(self, now: float) -> None:
+        falling = {self.replicas[each].device for each, running in self.running.items() if running.elsewhere}
+        waiting = [
+            self._turn(replica)
+            for replica in self.replicas.values()
+            if replica.may_start(now) and replica.device not in falling  # the server takes nobody until all are gone
+        ]
+        loading = [self._turn(replica) for replica in self.in_state(State.STARTING, State.LOADING)]
+        chosen = turns(waiting, loading, measure.free_bytes, parallelism=self._config.load_parallelism)
+        for replica_id in chosen.start:
+            replica = self.replicas[replica_id]
+            before = replica.state
+            self._perform(replica, replica.start(now))
+            self._tell(replica, before)
+        if not chosen.short or chosen.start or loading:
+            self._short_since = None
+        elif self._short_since is None:
+            self._short_since = now
+        elif now - self._short_since >= ROOM_WAIT_S:
+            self._short_since = now
+            replica = self.replicas[chosen.short[0]]
+            self._owner.no_room(replica, measure.free_bytes(replica.device))
+
+    def _turn(self, replica: Replica) -> Turn:
+        cost = self._owner.cost_on(replica.device)
+        return Turn(replica.id, replica.device, cost.device_bytes if cost else None, replica.id in self._footprints)
 
     def next_deadline(self) -> float | None:
         """When `tick` has something to do; a replica that waits for its turn does so without a clock."""
@@ -191,32 +192,27 @@ class Fleet:
         ]
         if self.in_state(State.READY, State.DRAINING):
             times.append(self._last_look + self._look_s())
+        if self._short_since is not None:
+            times.append(self._clock() + ROOM_POLL_S)
         return min(times, default=None)
 
     def _look_s(self) -> float:
-        shortest = min((running.timeout_s for running in self.running.values() if running.timeout_s), default=0.0)
-        return min(MAX_LOOK_S, max(MIN_LOOK_S, shortest / LOOKS_PER_TIMEOUT)) if shortest else MAX_LOOK_S
+        return liveness.look_s(running.timeout_s for running in self.running.values())
 
     def _look_for_hangs(self, now: float) -> None:
         for replica_id, running in self.running.items():
-            if not running.timeout_s or running.page.phase is not Phase.RUNNING:
-                continue
-            age_s = now - running.page.progress_at_ns / 1e9
-            if age_s > running.timeout_s:
-                self._give_up(
-                    replica_id, running, f"its batch runs for {age_s:.1f} s (--timeout {running.timeout_s:g})"
-                )
+            if running.page.phase is Phase.RUNNING:
+                why = liveness.hung(running.timeout_s, now - running.page.progress_at_ns / 1e9)
+                if why is not None:
+                    self._give_up(replica_id, running, why)
 
     def look_for_stalls(self, loads: Mapping[str, Mapping[str, float]]) -> None:
         """A worker that has requests and begins none of them: stopped, or stuck outside of the model's batches."""
         for replica_id, running in self.running.items():
-            busy_s = loads.get(replica_id, {}).get("busy_s", 0.0)
-            if running.timeout_s and busy_s > running.timeout_s and running.page.phase is Phase.IDLE:
-                self._give_up(
-                    replica_id,
-                    running,
-                    f"it has had requests for {busy_s:.1f} s and runs none (--timeout {running.timeout_s:g})",
-                )
+            if running.page.phase is Phase.IDLE:
+                why = liveness.stalled(running.timeout_s, loads.get(replica_id, {}).get("busy_s", 0.0))
+                if why is not None:
+                    self._give_up(replica_id, running, why)
 
     def _give_up(self, replica_id: str, running: Running, why: str) -> None:
         if not running.hung:
@@ -254,13 +250,6 @@ class Fleet:
             self.mps.terminate_client(running.child.pid)
         running.child.signal(signal.SIGKILL)
 
-    def _fence(self, replica: Replica) -> int | None:
-        """Device memory that MPS lets a replica have: what the largest so far costs, and a margin. None: unmeasured."""
-        footprint = self.largest_footprint()
-        if self.mps is None or replica.device == measure.CPU or footprint is None:
-            return None
-        return int(footprint.device_bytes * FENCE_FACTOR) + FENCE_MARGIN_BYTES
-
     def sacrifice(self, device: str, why: str) -> None:
         """A fault has taken every client of a GPU along: end them all, so that the server recovers."""
         for replica_id, running in self.running.items():
@@ -269,47 +258,31 @@ class Fleet:
                 running.child.signal(signal.SIGKILL)
 
     def _spawn(self, replica: Replica) -> None:
-        page = StatusPage(self._pages_fd, replica.slot)
-        page.clear()
-        on_gpu = replica.device != measure.CPU
-        fence_bytes = self._fence(replica)
-        environ = {
-            **self._environ,
-            **dict.fromkeys(THREAD_VARIABLES, str(len(self.cores.get(replica.id, ())) or self.threads)),
-            "PYTHONUNBUFFERED": "1",
-            "CUDA_VISIBLE_DEVICES": replica.device if on_gpu else "",
-            **(self.mps.environ(fence_bytes, self._config.mps_thread_percentage) if self.mps and on_gpu else {}),
-            **self._config.env,
-            WORKER_VARIABLE: self._mark(replica),
-        }
-        free_before = measure.free_bytes(replica.device)
+        page = self.launcher.page(replica)
+        before = measure.look(replica.device, self.pids.get(replica.device, frozenset()))
+        fence_bytes = None
+        if self.mps is not None and replica.device != measure.CPU:
+            fence_bytes = fence_of(self._owner.cost_on(replica.device))
         try:
-            child = Child("orch_worker", [self._pages_fd], environ)
+            child = self.launcher.start(replica, self.mps, fence_bytes)
         except OSError as err:  # no descriptor, process or memory to be had: a death like others, tried again later
             page.close()
             death = Death(Exit.BUG, message=f"could not be started: {err.strerror}")
             replica.died(death, self._clock(), is_last=not self.in_state(State.READY), jitter=random.random())
             return
-        cores = self.cores.get(replica.id)
-        if cores:
-            os.sched_setaffinity(child.pid, cores)  # before it has more than one thread
         lines = Lines(child.output.read, lambda line: self._owner.printed(replica.id, line))
-        self.running[replica.id] = Running(child, page, lines, self._clock(), free_before, fence_bytes=fence_bytes)
+        self.running[replica.id] = Running(child, page, lines, self._clock(), before, fence_bytes)
+        self._moved(replica)
         self._reactor.add_lines(child.output, lines)
         self._reactor.add(child.link, lambda: self._read(replica))
         self._reactor.add(child.pidfd, lambda: self._died(replica))
-        child.link.send(
-            spec={
-                **self._worker_spec,
-                "replica": replica.id,
-                "generation": replica.generation,
-                "slot": replica.slot,
-                "device": "cuda:0" if on_gpu else "cpu",
-            }
-        )
 
-    def _mark(self, replica: Replica) -> str:
-        return f"{self._environ[INSTANCE_VARIABLE]}.{replica.id}.{replica.generation}"
+    def _moved(self, replica: Replica) -> None:
+        """What the device's free memory falls by while several load or end there tells nothing of one of them."""
+        loading = [other for other in self.in_state(State.STARTING, State.LOADING) if other.device == replica.device]
+        for other in loading:
+            if (running := self.running.get(other.id)) and (other is not replica or len(loading) > 1):
+                running.alone = False
 
     def _read(self, replica: Replica) -> None:
         running = self.running.get(replica.id)
@@ -326,6 +299,8 @@ class Fleet:
                 case "ready":
                     self._measure(replica, running, message)
                     self._perform(replica, replica.ready(now))
+                case "ran_out":
+                    running.held_bytes = message["held_bytes"]
                 case "failed":
                     running.message = str(message.get("message"))
         if running.child.link.closed:
@@ -342,7 +317,11 @@ class Fleet:
     def _measure(self, replica: Replica, running: Running, facts: Message) -> None:
         running.load_s = self._clock() - running.started_at
         running.timeout_s = facts.get("timeout_s") or self._config.timeout_s
-        running.footprint = measure.footprint_of(running.child.pid, replica.device, running.free_before, facts)
+        running.max_batch_size, running.batch_s = facts.get("max_batch_size", 1), facts.get("batch_s")
+        ours = self.pids.get(replica.device, frozenset())
+        running.footprint = measure.footprint_of(
+            running.child.pid, replica.device, running.before, ours, facts, alone=running.alone
+        )
         if running.footprint is not None:
             self._footprints[replica.id] = running.footprint
 
@@ -350,12 +329,13 @@ class Fleet:
         running = self.running[replica.id]
         self._read(replica)  # its last words
         code = running.child.reap()
-        kill_marked(WORKER_VARIABLE, self._mark(replica))
+        kill_marked(WORKER_VARIABLE, self.launcher.mark(replica))
         running.lines.drain()
         for fileobj in (running.child.link, running.child.output, running.child.pidfd):
             self._reactor.remove(fileobj)
         running.child.close()
         del self.running[replica.id]
+        self._moved(replica)
         tickets = running.page.running()
         answered = running.page.batch_number - bool(tickets) > 0
         running.page.close()
@@ -368,8 +348,15 @@ class Fleet:
         blame = replica.died(death, self._clock(), is_last=is_last, jitter=random.random())
         self._owner.lost(replica, blame, tickets)
         self._tell(replica, before)
+        if code == Exit.OUT_OF_MEMORY and replica.ready_at is None and before in (State.STARTING, State.LOADING):
+            self._owner.ran_out(replica, self._cost_after(replica, running))
         self._forget_stopped()
         self._owner.changed()
+
+    def _cost_after(self, replica: Replica, running: Running) -> Footprint | None:
+        known = self._owner.cost_on(replica.device)
+        free = running.before.free_bytes if running.before else None
+        return after_out_of_memory(known, running.held_bytes, running.fence_bytes, free) if known else None
 
     def _forget_stopped(self) -> None:
         for replica in self.in_state(State.STOPPED):
@@ -408,9 +395,18 @@ class Fleet:
         """What was measured when it became READY."""
         return self._footprints.get(replica_id)
 
-    def largest_footprint(self) -> Footprint | None:
-        """What to plan with: the most that any of them costs."""
-        return max(self._footprints.values(), key=lambda each: (each.device_bytes, each.host_bytes or 0), default=None)
+    def served(self, replica: Replica) -> bool:
+        """Whether it was READY before, now or in an earlier life."""
+        return replica.id in self._footprints
+
+    def speeds(self) -> dict[str, list[float]]:
+        """Rows a second that replicas ran at warm-up, by device."""
+        found: dict[str, list[float]] = {}
+        for replica_id, running in self.running.items():
+            if running.batch_s:
+                rate = running.max_batch_size / running.batch_s
+                found.setdefault(self.replicas[replica_id].device, []).append(rate)
+        return found
 
     @property
     def pids(self) -> dict[str, frozenset[int]]:

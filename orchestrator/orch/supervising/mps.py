@@ -108,6 +108,7 @@ class Mps:
         """What makes a worker a client. fence_bytes: device memory it may take at most, its context included."""
         found = {"CUDA_MPS_PIPE_DIRECTORY": str(self._pipe), "CUDA_MPS_LOG_DIRECTORY": str(self._log)}
         if fence_bytes is not None:
+            # By the client's own count, which sees one device. Naming one that it does not see voids the whole limit.
             found["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] = f"0={-(-fence_bytes // 2**20)}M"
         if thread_percentage is not None:
             found["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = str(thread_percentage)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from orch import runtime
 from orch.config import Config
 from orch.errors import DoesNotFit
 from orch.planning import gpu, planner, remembered
+from orch.planning.cards import Gpu
 from orch.planning.cores import share_cores
 from orch.planning.devices import gpus_for
 from orch.planning.footprint import Footprint, declared, explain
@@ -18,9 +21,11 @@ from orch.planning.planner import Limit, Plan, PlanRequest
 from orch.supervising.events import Event
 from orch.supervising.measure import CPU
 
+Wanted = int | Literal["auto"]
+
 
 class Plans:
-    """Owns the plan. The first is made before anything is measured.
+    """Owns the plan, and what a replica costs on each kind of card. The first is made before anything is measured.
 
     Raises:
         ConfigError, DoesNotFit: as the planner says.
@@ -28,83 +33,93 @@ class Plans:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._max_clients: int | None = None  # of one GPU's MPS server, where there is one
+        self.gpus = gpus_for(config)
         # What people call the devices, by what they are known by: {"GPU-5d2f...": "cuda:0"}.
-        self.gpu_names = {each.uuid: f"cuda:{each.index}" for each in gpus_for(config)}
-        self.max_clients: int | None = None  # of one GPU's MPS server, where there is one
+        self.gpu_names = {each.uuid: f"cuda:{each.index}" for each in self.gpus}
+        self._kinds = {each.uuid: each.name for each in self.gpus}
         self._file = runtime.log_dir(config.name).parent / "footprints.json"
-        self._key = self._key_of()
-        self.remembered = remembered.recall(self._file, self._key) if self._key else None
+        self._keys = {kind: self._key_of(kind) for kind in set(self._kinds.values()) or {CPU}}
+        # By kind: what earlier runs measured, and what is planned with.
+        self.remembered = {
+            kind: found for kind, key in self._keys.items() if key and (found := remembered.recall(self._file, key))
+        }
+        self.costs: dict[str, Footprint] = dict(self.remembered)
+        self._seen: set[str] = set()  # kinds that this run has measured
+        # "best" looks for its count itself, among as many as fit.
+        self.wanted: Wanted = "auto" if config.replicas == "best" else config.replicas
         try:
-            self.plan = self._make(config.replicas, self.remembered, {})
+            self.plan = self._make(self.wanted, {})
         except DoesNotFit:  # what an earlier run measured must not refuse what this one has not tried
-            if self.remembered is None:
+            if not self.remembered:
                 raise
-            self.remembered = None
-            self.plan = self._make(config.replicas, None, {})
+            self.remembered, self.costs = {}, {}
+            self.plan = self._make(self.wanted, {})
 
-    def _key_of(self) -> str | None:
-        """What a footprint depends on; None: nothing can be remembered of this target."""
-        config, gpus = self._config, gpus_for(self._config)
-        if len({each.name for each in gpus}) > 1:
-            return None  # a footprint belongs to one kind of card
-        return remembered.key_of(
-            config.target,
-            settings=config.set,
-            environ=config.env,
-            max_batch_size=config.max_batch_size,
-            gpu_name=gpus[0].name if gpus else None,
-            driver=gpu.driver_version() if gpus else None,
-        )
+    def share(self, max_clients: int | None) -> None:
+        """Before anything runs: whether the replicas of a GPU share an MPS server, which takes so many at most."""
+        if max_clients is not None:
+            self._max_clients = max_clients
+            self.plan = self._make(self.wanted, {})
 
-    def verify(self, measured: Footprint) -> Event | None:
-        """Keep what replica 0 was found to cost; a warning if an earlier run found something else."""
-        known, self.remembered = self.remembered, measured
-        if self._key:
-            remembered.remember(self._file, self._key, measured)
-        if known is None or remembered.agrees(known, measured):
-            return None
-        return Event("warning", f"a replica costs {explain(measured)}; remembered was {explain(known)}: planned anew")
+    def kind_of(self, device: str) -> str:
+        """The kind of card; a footprint and a speed belong to one."""
+        return self._kinds.get(device, CPU)
+
+    def cost_on(self, device: str) -> Footprint | None:
+        """What a replica is planned to cost there; None: not known yet."""
+        return self._declared() or self.costs.get(self.kind_of(device))
+
+    def learn(self, device: str, measured: Footprint) -> list[Event]:
+        """A replica has shown what it costs there. Returns what a person should know of it."""
+        kind = self.kind_of(device)
+        planned, first = self.costs.get(kind), kind not in self._seen
+        self._seen.add(kind)
+        if first:
+            self.costs[kind] = measured
+            self._remember(kind)
+            if planned is not None and not remembered.agrees(planned, measured):
+                said = f"a replica costs {explain(measured)}; remembered was {explain(planned)}: planned anew"
+                return [Event("warning", said)]
+        elif planned is not None and measured.device_bytes > planned.device_bytes:
+            self.costs[kind] = measured
+            if not remembered.agrees(planned, measured):
+                self._remember(kind)
+                said = f"a replica costs {explain(measured)}; planned was {explain(planned)}: planned anew"
+                return [Event("warning", said)]
+        return []
+
+    def expect(self, device: str, cost: Footprint) -> None:
+        """A replica was seen to need more than is planned with."""
+        self.costs[self.kind_of(device)] = cost
 
     def cores(self) -> Mapping[str, tuple[int, ...]]:
         """CPU cores by replica, of the whole plan; empty where nothing is pinned."""
         devices = self.devices()
         if self._config.pin_cpus == "off" or not self.plan.placement or read_host().cores < len(devices):
             return {}
-        near = {each.uuid: each.cpu_affinity for each in gpus_for(self._config)}
+        near = {each.uuid: each.cpu_affinity for each in self.gpus}
         names = [(f"r{i}", device) for i, device in enumerate(devices)]
         return share_cores(sorted(os.sched_getaffinity(0)), near, names) or {}
 
-    def renew(
-        self, wanted: int | Literal["auto"], measured: Footprint | None, pids: Mapping[str, frozenset[int]]
-    ) -> Plan:
-        """Plan again with what is free now. pids: our own workers by device, whose memory is not somebody else's."""
-        self.plan = self._make(wanted, measured, pids)
+    def renew(self, wanted: Wanted, pids: Mapping[str, frozenset[int]]) -> Plan:
+        """Plan again with what is free now. pids: our own workers by device, whose memory is not somebody else's.
+
+        Raises:
+            DoesNotFit: not as many as are wanted. The plan stays.
+        """
+        self.gpus = gpus_for(self._config)
+        self.plan = self._make(wanted, pids)
+        self.wanted = wanted
         return self.plan
 
-    def _make(
-        self, wanted: int | Literal["auto"], measured: Footprint | None, pids: Mapping[str, frozenset[int]]
-    ) -> Plan:
-        config, gpus = self._config, gpus_for(self._config)
-        footprint = measured
-        if config.vram_per_replica_bytes is not None and gpus:
-            footprint = declared(config.vram_per_replica_bytes, measured.host_bytes if measured else None)
-        ours = {}
-        if footprint is not None:
-            ours = {
-                each.uuid: planner.held_by_us(each, pids.get(each.uuid, frozenset()), footprint.device_bytes)
-                for each in gpus
-            }
-        return planner.plan(
-            PlanRequest(
-                host=read_host(),
-                gpus=gpus,
-                footprint=footprint,
-                wanted=wanted,
-                gpu_utilization=config.gpu_utilization,
-                max_clients_per_gpu=self.max_clients,
-                ours_bytes=ours,
-            )
+    def keep(self, devices: Sequence[str], limit: Limit, because: tuple[str, ...]) -> None:
+        """Settle for the replicas that there are, one entry for the device of each, as experience has shown."""
+        placement = tuple(Counter(device for device in devices if device != CPU).items())
+        self.plan = dataclasses.replace(
+            self.plan, total=len(devices), placement=placement, limit=limit, because=because
         )
+        self.wanted = len(devices)
 
     def devices(self) -> list[str]:
         """One entry for each planned replica: its GPU's UUID, or "cpu"."""
@@ -114,8 +129,51 @@ class Plans:
 
     def event(self) -> Event:
         """The plan for people."""
-        plan, asked = self.plan, self._config.replicas
+        plan = self.plan
         is_probe = plan.limit is Limit.PROBE
-        total = (None if asked == "auto" else asked) if is_probe else plan.total
+        total = (None if self.wanted == "auto" else self.wanted) if is_probe else plan.total
         text = f"plan: {plan.total} replica{'s' if plan.total > 1 else ''} (limit: {plan.limit})"
         return Event("plan", text, data={"total": total, "limit": str(plan.limit), "because": plan.because})
+
+    def _declared(self) -> Footprint | None:
+        """What the user says that a replica costs, with the host's memory as measured."""
+        if self._config.vram_per_replica_bytes is None or not self._kinds:
+            return None
+        host_bytes = max((each.host_bytes or 0 for each in self.costs.values()), default=0)
+        return declared(self._config.vram_per_replica_bytes, host_bytes or None)
+
+    def _make(self, wanted: Wanted, pids: Mapping[str, frozenset[int]]) -> Plan:
+        declared_cost = self._declared()
+        footprint = declared_cost if self._kinds else self.costs.get(CPU)
+        return planner.plan(
+            PlanRequest(
+                host=read_host(),
+                gpus=self.gpus,
+                footprint=footprint,
+                measured={} if declared_cost else self.costs,
+                wanted=wanted,
+                gpu_utilization=self._config.gpu_utilization,
+                max_clients_per_gpu=self._max_clients,
+                ours_bytes={each.uuid: self._held_by_us(each, pids) for each in self.gpus},
+            )
+        )
+
+    def _held_by_us(self, card: Gpu, pids: Mapping[str, frozenset[int]]) -> int:
+        cost = self.cost_on(card.uuid)
+        return planner.held_by_us(card, pids.get(card.uuid, frozenset()), cost.device_bytes) if cost else 0
+
+    def _key_of(self, kind: str) -> str | None:
+        """What a footprint depends on; None: nothing can be remembered of this target."""
+        config = self._config
+        return remembered.key_of(
+            config.target,
+            settings=config.set,
+            environ=config.env,
+            max_batch_size=config.max_batch_size,
+            gpu_name=None if kind == CPU else kind,
+            driver=None if kind == CPU else gpu.driver_version(),
+        )
+
+    def _remember(self, kind: str) -> None:
+        if key := self._keys[kind]:
+            remembered.remember(self._file, key, self.costs[kind])

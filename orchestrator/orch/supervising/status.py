@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from orch.link import Message
+from orch.planning import gpu
 from orch.planning.footprint import explain
 from orch.planning.planner import Plan
 from orch.supervising.fleet import Fleet
-from orch.supervising.replica import Replica
+from orch.supervising.plans import Plans
+from orch.supervising.replica import Replica, State
 
 # What a queue's figures are before the balancer has said any.
 NO_QUEUE = {"queued": 0, "outstanding": 0, "answered": 0, "rejected": 0, "retried": 0}
@@ -22,6 +24,32 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         "because": list(plan.because),
         "threads_per_replica": plan.threads_per_replica,
     }
+
+
+def gpu_facts(plans: Plans, fleet: Fleet, *, on: bool) -> list[dict[str, Any]]:
+    """One row for each GPU of the plan: what is used there, what the plan says that will be. on: MPS runs there."""
+    planned = dict(plans.plan.placement)
+    found = []
+    for uuid, device in plans.gpu_names.items():
+        card = gpu.read_gpu(uuid)
+        ready = [each for each in fleet.in_state(State.READY) if each.device == uuid]
+        found.append(
+            {
+                "uuid": uuid,
+                "name": plans.kind_of(uuid),
+                "index": int(device.partition(":")[2]),
+                "device": device,
+                "total_bytes": card.total_bytes if card else None,
+                "used_bytes": card.used_bytes if card else None,
+                "reserved_bytes": card.reserved_bytes if card else None,
+                "planned_bytes": plans.plan.used_bytes.get(uuid),
+                "mps": on,
+                "weight": fleet.weights.get(uuid, 1.0),
+                "planned": planned.get(uuid, 0),
+                "ready": len(ready),
+            }
+        )
+    return found
 
 
 def queue_facts(stats: Message) -> dict[str, Any]:
@@ -53,6 +81,9 @@ def _facts(fleet: Fleet, replica: Replica, load: Message) -> dict[str, Any]:
         "measured": str(footprint.how) if footprint is not None else None,
         "footprint": explain(footprint) if footprint is not None else None,
         "fence_bytes": running.fence_bytes if running is not None else None,
-        "cores": list(fleet.cores.get(replica.id, ())),
+        "max_batch_size": running.max_batch_size if running is not None else None,
+        "batch_s": running.batch_s if running is not None else None,
+        "weight": fleet.weights.get(replica.device, 1.0),
+        "cores": list(fleet.launcher.cores.get(replica.id, ())),
         "reason": replica.reason,
     }

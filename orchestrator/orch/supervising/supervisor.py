@@ -13,10 +13,10 @@ from typing import Any
 
 from orch import page, runtime
 from orch.config import Config, check
-from orch.errors import ConfigError, DoesNotFit, Exit, NotRunning, OrchError, StartFailed
+from orch.errors import ConfigError, Exit, NotRunning, OrchError, StartFailed
 from orch.link import Message
 from orch.planning import gpu
-from orch.planning.devices import gpus_for
+from orch.planning.footprint import Footprint
 from orch.planning.host import read_host
 from orch.supervising import control, mps, status
 from orch.supervising.balancer import Balancer
@@ -28,6 +28,9 @@ from orch.supervising.plans import Plans
 from orch.supervising.process import base_environ
 from orch.supervising.reactor import Reactor
 from orch.supervising.replica import Blame, Replica, State
+from orch.supervising.roster import Roster
+from orch.supervising.search import Search
+from orch.supervising.sharing import Sharing
 from orch.supervising.warden import Warden
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -69,9 +72,6 @@ class Supervisor:
         self._model = config.target.rpartition(":")[2]
         self._failure: OrchError | None = None
         self._bound = False  # the balancer listens
-        self._ever_ready = False
-        self._served = False  # every planned replica has had its turn
-        self._waits_for_gpus = False
         self._stopping = False
         self._replicas_stopping = False
         self._drain_until: float | None = None
@@ -81,8 +81,6 @@ class Supervisor:
         self._asking: dict[int, tuple[control.Caller, float]] = {}  # callers of status, by request number
         self._num_asked = 0
         self._leavers: list[control.Caller] = []  # callers of down
-        self._restarting: list[str] = []
-        self._restarted = ""  # the last of them whose turn it was
         self._looks_unanswered = 0
         self._drain_overdue = False
 
@@ -106,17 +104,16 @@ class Supervisor:
     def _open(self, cleanup: ExitStack) -> None:
         """Take the name, make the files, start the balancer; `cleanup` undoes it in the reverse order."""
         config = self._config
-        self._plans = Plans(config)
+        self._plans = Plans(config)  # which refuses what cannot fit before anything is made
         self._logs = LogFiles(runtime.log_dir(config.name), config.log_max_bytes)
         cleanup.callback(self._logs.close)
         files = runtime.RuntimeDir(config.name)
         cleanup.callback(files.remove)
         self._directory = files.path
+        if config.replicas == "best" and self._samples is None:
+            self._samples = str(files.path / "samples")
         if files.moved_from is not None:
             self.report(Event("warning", f"{files.moved_from} is too long for a socket; using {files.path}"))
-        self._mps_facts: dict[str, Any] = {"state": "off", "reason": "no GPU"}
-        self._gpu_locks = GpuLocks(list(self._plans.gpu_names))
-        cleanup.callback(self._gpu_locks.release)
         instance_id = uuid.uuid4().hex
         environ = base_environ(os.environ, instance_id)
         warden = Warden(instance_id, str(files.path), environ)
@@ -125,56 +122,35 @@ class Supervisor:
         cleanup.callback(os.close, pages_fd)
         self._server = control.Server(files.path / runtime.CONTROL, self._reactor, self._call)
         cleanup.callback(self._server.close)
+        locks = GpuLocks(list(self._plans.gpu_names))
+        cleanup.callback(locks.release)
+        self._sharing = Sharing(config, self._plans.gpus, files.path, environ, self._reactor, self)
+        cleanup.callback(self._sharing.stop)
+        self._sharing.start(must=True)
+        self._plans.share(self._sharing.max_clients)
         self.report(self._plans.event())
         self._fleet = Fleet(config, self._worker_spec(), pages_fd, environ, self._reactor, self, self._clock)
-        self._fleet.device_names = self._plans.gpu_names
+        self._fleet.device_names, self._fleet.mps = self._plans.gpu_names, self._sharing.mps
         self._environ = environ
-        if self._plans.gpu_names:
-            self._start_mps()
-            cleanup.callback(self._stop_mps)
-        self._fleet.threads = self._plans.plan.threads_per_replica
-        self._fleet.starting_allowed = False  # until the balancer listens and the GPUs are ours to plan on
-        self._fleet.add(self._plans.devices()[0])  # replica 0, by which the others are planned
+        self._roster = Roster(config, self._plans, self._fleet, locks, self, self._search)
+        cleanup.callback(self._roster.close)
         self._balancer = Balancer(self._balancer_settings(), pages_fd, environ, self._reactor, self, self._clock)
 
-    def _start_mps(self) -> None:
-        """Before replica 0, where it is asked for, or may help and can be had; else say why replicas run in turns."""
-        config, mode = self._config, self._config.mps
-        if mode == "off" or (mode == "auto" and config.replicas == 1):
-            self._mps_facts = {"state": "off", "reason": "--mps off" if mode == "off" else "one replica needs none"}
-            return
-        reason = mps.why_not(gpus_for(config))
-        if reason is None:
-            try:
-                self._fleet.mps = mps.Mps(
-                    self._directory, list(self._plans.gpu_names), self._environ, self._reactor, self
-                )
-                self._fleet.mps.wait_until_up()
-            except mps.UNANSWERED as err:
-                reason = f"the control daemon did not start: {err}"
-                self._stop_mps()
-        self._mps_facts = {"state": "on" if reason is None else "off", "reason": reason}
-        self._plans.max_clients = mps.MAX_CLIENTS if reason is None else None
-        if reason is None:
-            self.report(Event("mps", "CUDA MPS is on: the replicas of a GPU run at the same time"))
-        elif mode == "on" and not self._ever_ready:  # later it would take down what serves
-            raise ConfigError(f"mps = on: {reason}; use --mps auto to go on without")
-        else:
-            self.report(Event("warning", f"CUDA MPS cannot be used ({reason}): the replicas of a GPU run in turns"))
-
-    def _stop_mps(self) -> None:
-        if self._fleet.mps is not None:
-            self._fleet.mps.close()
-            self._fleet.mps = None
+    def _search(self, roster: Roster) -> Search:
+        """For `--replicas best`, once replica 0 is measured."""
+        config = self._config
+        assert self._samples is not None
+        return Search(config, self._endpoint, self._samples, self._environ, self._reactor, roster, self._clock)
 
     def mps_died(self, what: str) -> None:
         """Its clients are lost: end them, start another daemon, and let them come back."""
         self.report(Event("warning", f"{what} died: all replicas on its GPUs are started again"))
         for device in self._plans.gpu_names:
             self._fleet.sacrifice(device, f"{what} died")
-        self._stop_mps()
+        self._sharing.stop()
         if not self._stopping:
-            self._start_mps()
+            self._sharing.start(must=False)
+        self._fleet.mps = self._sharing.mps
 
     def _worker_spec(self) -> dict[str, Any]:
         config = self._config
@@ -209,9 +185,10 @@ class Supervisor:
         return runtime.front_endpoint(Path(self._directory))
 
     def _timeout_s(self) -> float | None:
-        times = [self._fleet.next_deadline(), self._balancer.next_deadline(), self._drain_until]
+        parts = (self._fleet, self._balancer, self._roster)
+        times = [*(each.next_deadline() for each in parts), self._drain_until]
         times += [at for _, at in self._asking.values()]
-        if self._waits_for_gpus:
+        if self._roster.waits_for_gpus:
             times.append(self._clock() + LOCK_RETRY_S)
         soonest = min((at for at in times if at is not None), default=None)
         return None if soonest is None else max(0.0, soonest - self._clock())
@@ -223,8 +200,9 @@ class Supervisor:
             self.report(Event("warning", "the drain deadline passed with requests unanswered"))
             self._drain_overdue = True
             self._stop_replicas()
-        self._allow_starts()
-        self._next_restart()
+        if self._bound and not self._stopping:
+            self._roster.allow_starts()
+            self._roster.tick(now)
         self._fleet.tick(now)
         self._balancer.tick(now)
         for number, (caller, at) in list(self._asking.items()):
@@ -239,60 +217,33 @@ class Supervisor:
 
     # --- starting ------------------------------------------------------------------------------------------------
 
-    def _allow_starts(self) -> None:
-        if self._fleet.starting_allowed or not self._bound or self._stopping:
-            return
-        if self._gpu_locks.acquire():
-            self._fleet.starting_allowed = True
-            self._waits_for_gpus = False
-        elif not self._waits_for_gpus:
-            self._waits_for_gpus = True
-            self.report(Event("warning", "another instance is starting on the same GPU; waiting until it is done"))
-
     def became_ready(self, replica: Replica) -> None:
-        """After replica 0: plan the others from what it measured."""
-        if not self._ever_ready and not self._stopping:
-            footprint = self._fleet.footprint(replica.id)
-            warning = self._plans.verify(footprint) if footprint is not None else None
-            if warning is not None:
-                self.report(warning)
-            try:
-                self._renew_plan(self._config.replicas)
-            except DoesNotFit as err:
-                self._fail(err)
-        self._ever_ready = True
-        self._check_served()
+        """The roster plans by it."""
+        if not self._stopping:
+            self._roster.became_ready(replica)
 
-    def _renew_plan(self, wanted: Any) -> None:
-        """Plan with what was measured, and add the replicas that are missing."""
-        fleet = self._fleet
-        plan = self._plans.renew(wanted, fleet.largest_footprint(), fleet.pids)
-        self.report(self._plans.event())
-        fleet.threads = plan.threads_per_replica
-        fleet.cores = self._plans.cores()
-        missing = self._plans.devices()
-        staying = fleet.staying()
-        for existing in staying:
-            if existing.device in missing:
-                missing.remove(existing.device)
-        for device in missing[: max(0, plan.total - len(staying))]:
-            fleet.add(device)
+    def cost_on(self, device: str) -> Footprint | None:
+        """The plan's."""
+        return self._plans.cost_on(device)
 
-    def _check_served(self) -> None:
-        """Say once, after each plan, that every replica has had its turn."""
-        ready, given_up = self._fleet.in_state(State.READY), self._fleet.in_state(State.QUARANTINED)
-        if self._served or self._stopping or not ready or len(ready) + len(given_up) < len(self._fleet.replicas):
-            return
-        self._served = True
-        self._gpu_locks.release()
-        # Replica 0 ran before anybody knew what it costs: now it gets its fence like the others.
-        self._restarting += [each for each in self._fleet.unfenced() if each not in self._restarting]
-        count = f"{len(ready)} replica{'s' if len(ready) > 1 else ''}"
+    def ran_out(self, replica: Replica, cost: Footprint | None) -> None:
+        """The roster plans anew."""
+        if not self._stopping:
+            self._roster.ran_out(replica, cost)
+
+    def no_room(self, replica: Replica, free_bytes: int | None) -> None:
+        """The roster plans anew."""
+        if not self._stopping:
+            self._roster.no_room(replica, free_bytes)
+
+    def all_served(self, num_ready: int) -> None:
+        """Tell the user."""
+        count = f"{num_ready} replica{'s' if num_ready > 1 else ''}"
         took_s = time.time() - self._started_at
         text = f"{self._config.name} serves {self._model} with {count} at {self._endpoint} (after {took_s:.1f} s)"
-        self.report(Event("ready", text, data={"endpoint": self._endpoint, "replicas": len(ready)}))
+        self.report(Event("ready", text, data={"endpoint": self._endpoint, "replicas": num_ready}))
 
-    def _fail(self, error: OrchError) -> None:
+    def failed(self, error: OrchError) -> None:
         """The instance cannot start: take down what runs, then raise it."""
         if self._failure is None:
             self._failure = error
@@ -315,7 +266,8 @@ class Supervisor:
     def changed(self) -> None:
         """The balancer is told the whole set of workers."""
         self._balancer.send_workers(self._fleet.workers())
-        self._check_served()
+        if not self._stopping:
+            self._roster.check()
 
     def wants_loads(self) -> None:
         """The balancer is asked; its answer goes to the fleet."""
@@ -338,13 +290,15 @@ class Supervisor:
             group=blame.group,
             running=list(tickets),
         )
-        if not self._ever_ready and not self._stopping:
+        if not self._stopping:
+            self._roster.lost(replica)
+        if not self._roster.ever_ready and not self._stopping:
             code = replica.last_exit_code
             if code == Exit.BAD_CONFIG:
-                self._fail(StartFailed(replica.reason, Exit.BAD_CONFIG))
+                self.failed(StartFailed(replica.reason, Exit.BAD_CONFIG))
             elif replica.flaps >= START_ATTEMPTS:
                 text = f"{self._config.target} could not be started: {replica.reason} (log: {self._logs.directory})"
-                self._fail(StartFailed(text, Exit(code) if code == Exit.OUT_OF_MEMORY else Exit.MODEL_LOAD))
+                self.failed(StartFailed(text, Exit(code) if code == Exit.OUT_OF_MEMORY else Exit.MODEL_LOAD))
 
     def balancer_said(self, message: Message) -> None:
         """One message of the balancer."""
@@ -352,7 +306,7 @@ class Supervisor:
             case "bound":
                 self._bound = True
             case "failed" if not self._bound:
-                self._fail(control.error_of(message))
+                self.failed(control.error_of(message))
             case "failed":  # it will be tried again: what holds the address now may let go of it
                 self.report(Event("warning", f"the balancer cannot start: {message['error']}"))
             case "gave_up":
@@ -377,9 +331,11 @@ class Supervisor:
         if self._balancer.stopped:
             self._finish()
         elif not self._bound and self._balancer.restarts >= BALANCER_ATTEMPTS:
-            self._fail(StartFailed(f"the balancer {how}, again and again (log: {self._logs.directory})", Exit.BUG))
+            self.failed(StartFailed(f"the balancer {how}, again and again (log: {self._logs.directory})", Exit.BUG))
         elif self._failure is None:
             self.report(Event("balancer", f"the balancer {how}: started again; clients resend what is unanswered"))
+            if not self._stopping:
+                self._roster.disturbed("the balancer died")
 
     # --- stopping ------------------------------------------------------------------------------------------------
 
@@ -397,6 +353,7 @@ class Supervisor:
         if self._stopping:
             return
         self._stopping = True
+        self._roster.end_search()
         timeout_s = self._config.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
         self._drain_until = self._clock() + timeout_s
         self.report(Event("drain", f"{why} (at most {timeout_s:g} s)", data={"timeout_s": timeout_s}))
@@ -407,7 +364,7 @@ class Supervisor:
             return
         self._replicas_stopping = True
         self._drain_until = None
-        self._fleet.starting_allowed = False
+        self._roster.close()
         for replica in list(self._fleet.replicas.values()):
             self._fleet.stop(replica, comes_back=False, drain_timeout_s=0.0)
 
@@ -444,26 +401,9 @@ class Supervisor:
     def _scale(self, wanted: Any) -> dict[str, Any]:
         if type(wanted) is not int or wanted < 1:
             raise ConfigError(f"replicas = {wanted!r}; it must be a whole number from 1")
-        if self._stopping or not self._ever_ready:
+        if self._stopping or not self._roster.ever_ready or self._roster.search is not None:
             raise NotRunning(f"{self._config.name} is {self._state()}; scale it when it is READY")
-        staying = self._fleet.staying()
-        have = len(staying)
-        if wanted > have:
-            if not self._gpu_locks.acquire():  # let go again when every replica has had its turn
-                raise ConfigError("another instance is starting on the same GPU; scale again when it is READY")
-            try:
-                self._renew_plan(wanted)
-            except OrchError:
-                if self._served:
-                    self._gpu_locks.release()
-                raise
-            self._served = False
-        elif wanted < have:
-            self._plans.renew(wanted, self._fleet.largest_footprint(), self._fleet.pids)
-        # The youngest leave first; those that do not run go before those that do.
-        order = sorted(staying, key=lambda each: (each.state is State.READY, -each.slot))
-        for replica in order[: max(0, have - wanted)]:
-            self._fleet.stop(replica, comes_back=False)
+        have = self._roster.scale(wanted)
         return {"replicas": wanted, "text": f"{self._config.name}: {have} -> {wanted} replicas"}
 
     def _restart(self, replica_id: Any) -> dict[str, Any]:
@@ -472,34 +412,15 @@ class Supervisor:
         if self._stopping:
             raise NotRunning(f"{self._config.name} is {self._state()}; nothing is restarted any more")
         chosen = [replica_id] if replica_id is not None else list(self._fleet.replicas)
-        self._restarting += [each for each in chosen if each not in self._restarting]
+        self._roster.rolling.ask(chosen)
         return {"restarting": chosen, "text": f"restarting {', then '.join(chosen)}; see orch status"}
-
-    def _next_restart(self) -> None:
-        """One at a time, and only while nothing else is leaving or coming."""
-        busy = self._fleet.in_state(State.DRAINING, State.PLANNED, State.STARTING, State.LOADING)
-        failed = self._fleet.replicas.get(self._restarted)
-        if self._restarting and failed is not None and failed.state in (State.BACKOFF, State.QUARANTINED):
-            left = ", ".join(self._restarting)
-            self._restarting.clear()
-            self.report(Event("warning", f"{failed.id} did not come back ({failed.reason}): {left} not restarted"))
-        if self._restarting and not busy and not self._stopping:
-            self._restarted = self._restarting.pop(0)
-            replica = self._fleet.replicas.get(self._restarted)
-            if replica is not None:
-                self._fleet.stop(replica, comes_back=True)
 
     def _state(self) -> str:
         if self._stopping:
             return "DRAINING"
-        if not self._served:
+        if not self._roster.served:
             return "STARTING"
         return "READY" if len(self._fleet.in_state(State.READY)) == len(self._fleet.replicas) else "DEGRADED"
-
-    def _is_settled(self) -> bool:
-        """Whether every replica serves, and none is about to leave or to come."""
-        ready = self._fleet.in_state(State.READY)
-        return self._served and not self._restarting and len(ready) == len(self._fleet.replicas)
 
     def _status(self) -> dict[str, Any]:
         return {
@@ -513,9 +434,11 @@ class Supervisor:
             "started_at": self._started_at,
             "uptime_s": time.time() - self._started_at,
             "plan": status.plan_facts(self._plans.plan),
-            "mps": self._mps_facts,
+            "mps": self._sharing.facts,
+            "gpus": status.gpu_facts(self._plans, self._fleet, on=self._sharing.mps is not None),
+            "search": self._roster.search_facts,
             "balancer": {"pid": self._balancer.pid, "restarts": self._balancer.restarts},
-            "settled": self._is_settled(),
+            "settled": self._roster.settled,
             "replicas": status.replica_facts(self._fleet, self._stats),
             "queue": status.queue_facts(self._stats),
             "arena": self._stats.get("arena", {}),

@@ -1,0 +1,87 @@
+"""What `orch tune` says at the end: the configuration to keep as lines of orch.toml, or why there is none."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from orch.errors import Exit, StartFailed
+from orch.tuning import choice, words
+from orch.tuning.grid import Outcome, Row
+
+EXIT_OF: Final = {Outcome.DOES_NOT_FIT: Exit.DOES_NOT_FIT, Outcome.OUT_OF_MEMORY: Exit.OUT_OF_MEMORY}
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The state of a grid. left: configurations to measure, about. result_file, report_file: where to look."""
+
+    rows: Sequence[Row]
+    left: int
+    has_gpu: bool
+    max_latency_s: float | None
+    result_file: str
+    report_file: str
+
+    @property
+    def best(self) -> Row | None:
+        return choice.best(self.rows, self.max_latency_s)
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(row.is_measured for row in self.rows)
+
+    def text(self) -> str:
+        """For people and for orch.toml at once: what is no setting is a comment."""
+        best = self.best
+        if best is None:
+            lines = [f"# {self._why_none()}\n"]
+        else:
+            one = choice.baseline(self.rows, best)
+            said = words.verdict(best, one, self.rows, self.max_latency_s, has_gpu=self.has_gpu)
+            lines = [f"# {said}\n", choice.settings_to_keep(best.cell, has_gpu=self.has_gpu)]
+        return "".join([*lines, f"# results: {self.result_file}\n# report: {self.report_file}\n"])
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        best = self.best
+        keep = None if best is None else choice.settings_to_keep(best.cell, has_gpu=self.has_gpu)
+        return {
+            "best": None if best is None else as_json(best),
+            "orch.toml": keep,
+            "rows": [as_json(row) for row in self.rows],
+            "front": [dataclasses.asdict(row.cell) for row in choice.front(self.rows)],
+            "left": self.left,
+            "result_file": self.result_file,
+            "report_file": self.report_file,
+        }
+
+    def what_is_left(self) -> str:
+        """After an end before the end."""
+        kept = f"{words.configurations(len(self.rows))} kept in {self.result_file}"
+        return f"{kept}, about {self.left} left: the same command goes on with them"
+
+    def failure(self) -> StartFailed:
+        """When all is done and nothing was measured; for the reason of the first configuration."""
+        first = self.rows[0]
+        said = f"{words.cell(first.cell, has_gpu=self.has_gpu)}: {words.figures(first)}"
+        return StartFailed(
+            f"not one configuration could be measured: {said} (all of them: {self.report_file})",
+            EXIT_OF.get(first.outcome, Exit.MODEL_LOAD),
+        )
+
+    def _why_none(self) -> str:
+        measured = [row for row in self.rows if row.is_measured]
+        if not measured or self.max_latency_s is None:
+            return "nothing is measured yet"
+        lowest = min(measured, key=lambda row: row.p99_s)
+        said = f"{words.cell(lowest.cell, has_gpu=self.has_gpu)}: {words.figures(lowest)}"
+        return f"no configuration has its p99 within {words.latency(self.max_latency_s)}; the lowest is {said}"
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    """One flat object, as in the result file."""
+    flat = dataclasses.asdict(row)
+    return {**flat.pop("cell"), **flat}

@@ -1,0 +1,168 @@
+"""`orch tune`: measures a grid of configurations, and says which to keep."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from orch.config import SETTINGS, Config, shown
+from orch.errors import ConfigError
+from orch.parsing import Refused, seconds
+from orch.tuning import grid
+from orch_cli.options import config_options, json_option, load
+
+WINDOW_S: Final = 2.0
+SHORTEST_S, LONGEST_S, DAY_S = 0.1, 600.0, 86_400.0
+# What of `orch up` makes sense here: neither what is tried out, nor what is about clients, nor what tune says itself.
+OPTIONS: Final = (
+    "name", "min_gain", "load_parallelism", "device", "vram_per_replica_bytes", "gpu_utilization", "pin_cpus",
+    "mps_thread_percentage", "max_batch_wait_s", "timeout_s", "load_timeout_s", "max_payload_bytes", "set", "env",
+)  # fmt: skip
+# A user's limits on clients must not limit the load, and nothing of it is worth draining.
+FOR_THE_LOAD: Final = ("--queue-limit=65536", "--client-queue-limit=1024", "--drain-timeout=2s", "--detached")
+SIGNAL_BASE: Final = 128  # a shell's exit code for a signal is this and its number
+
+
+@click.command()
+@click.argument("target", required=False)
+@click.option(
+    "--replicas", "counts", metavar="LIST", help="Counts, such as 1,2,4; auto: doubled while it fits and pays."
+)
+@click.option(
+    "--max-batch-size", "sizes", metavar="LIST", help="Sizes, such as 1,8,32; auto: 1, 4, 16, ... the model's."
+)
+@click.option("--mps", metavar="LIST", help="on, off, or on,off; auto: both where CUDA MPS can be used.")
+@click.option("--seconds", "window", metavar="SECONDS", help="The length of a window; measured until two agree.  [2]")
+@click.option("--time-limit", metavar="SECONDS", help="Stop after this long, such as 7m; the same command goes on.")
+@click.option("--max-latency", metavar="SECONDS", help="Choose among those whose p99 is within this, such as 50ms.")
+@click.option("--out", metavar="PATH", help="The result file, or a directory for it.  [./orch-tune-NAME.json]")
+@click.option("--fresh", is_flag=True, help="Begin anew, whatever the result file has.")
+@config_options(*OPTIONS)
+@json_option
+def tune(
+    counts: str | None,
+    sizes: str | None,
+    mps: str | None,
+    window: str | None,
+    time_limit: str | None,
+    max_latency: str | None,
+    out: str | None,
+    fresh: bool,
+    config_path: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure replicas, batch sizes and MPS, and say what to keep.
+
+    Each configuration runs under a load made of the model's warm-up samples. What was measured is kept in the result
+    file, beside a report in HTML: the same command goes on where it was interrupted.
+    """
+    listed = grid.read_counts(counts, "--replicas"), grid.read_sizes(sizes, "--max-batch-size")
+    with_mps = grid.read_mps(mps, "--mps")
+    window_s = _seconds("seconds", window, SHORTEST_S, LONGEST_S) or WINDOW_S
+    limit_s = _seconds("time_limit", time_limit, 1.0, 7 * DAY_S)
+    max_latency_s = _seconds("max_latency", max_latency, 0.0001, DAY_S)
+    config = load(options, config_path, required=("target",)).config
+    path = result_file(out, config.name)
+
+    from orch.planning import gpu
+    from orch.tuning.facts import facts_of
+    from orch.tuning.interrupts import Interrupted
+    from orch.tuning.report import Report, render
+    from orch.tuning.results import Results, replace
+    from orch.tuning.session import Request, measure_grid
+    from orch.tuning.summary import Summary
+    from orch_cli.tune_view import view_for
+
+    with gpu.session():
+        cells = grid.Grid(*listed, which_mps(with_mps, config), config.min_gain)
+        results = Results.open(path, facts_of(config, window_s), fresh=fresh)
+        has_gpu = bool(results.facts["gpus"])
+        report_path = path.with_suffix(".html")
+
+        def summary() -> Summary:
+            left = cells.num_left(results.rows, results.own_batch_size)
+            return Summary(results.rows, left, has_gpu, max_latency_s, str(path), str(report_path))
+
+        def publish() -> None:
+            when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
+            replace(report_path, render(Report(results.rows, results.facts, max_latency_s, summary().left, when)))
+
+        publish()
+        request = Request(config, cells, command_words(options, config_path), window_s, limit_s)
+        try:
+            with view_for(results.rows, summary().left, has_gpu=has_gpu) as view:
+                done = measure_grid(request, results, view, publish)
+        except Interrupted as interrupted:
+            click.echo(f"orch: interrupted by {interrupted}; {summary().what_is_left()}", err=True)
+            raise SystemExit(SIGNAL_BASE + interrupted.number) from None
+    if not done:
+        click.echo(f"orch: the time limit has passed; {summary().what_is_left()}", err=True)
+    elif summary().is_empty:
+        raise summary().failure()
+    click.echo(json.dumps(summary().as_json(), indent=2) if as_json else summary().text(), nl=as_json)
+
+
+def which_mps(listed: tuple[bool, ...] | None, config: Config) -> tuple[bool, ...]:
+    """With MPS, without, or both: as listed, else both where there is a GPU on which it can be used.
+
+    Raises:
+        ConfigError: it is asked for and cannot be used.
+    """
+    from orch.planning.devices import gpus_for
+    from orch.supervising.mps import why_not
+
+    if listed == (False,):
+        return listed
+    gpus = gpus_for(config)
+    reason = why_not(gpus) if gpus else "the replicas run on no GPU"
+    if reason is None:
+        return listed or (False, True)
+    if listed:
+        raise ConfigError(f"mps = on (from --mps): {reason}; use --mps off")
+    if gpus:
+        click.echo(f"orch: warning: MPS is not tried: {reason}", err=True)
+    return (False,)
+
+
+def command_words(options: Mapping[str, Any], config_path: str | None) -> list[str]:
+    """Options of `orch up` that repeat those given here; the environment and the file it reads itself."""
+    words = [f"--config={config_path}"] if config_path else []
+    for name, value in options.items():
+        if name in OPTIONS and name != "name" and value is not None:
+            words += [f"{SETTINGS[name].flag}={text}" for text in (value if isinstance(value, tuple) else (value,))]
+    return [*words, *FOR_THE_LOAD]
+
+
+def result_file(out: str | None, name: str) -> Path:
+    """Where the results go; the report lies beside it.
+
+    Raises:
+        ConfigError: there is no such directory.
+    """
+    path = Path(out or ".")
+    if out is None or path.is_dir():
+        return path / f"orch-tune-{name}.json"
+    if not path.parent.is_dir() or out.endswith("/"):
+        missing = path if out.endswith("/") else path.parent
+        raise ConfigError(f"out = {shown(out)} (from --out): there is no directory {missing}; make it first")
+    return path.with_suffix(".json") if path.suffix in ("", ".html") else path
+
+
+def _seconds(key: str, text: str | None, low: float, high: float) -> float | None:
+    if text is None:
+        return None
+    try:
+        return float(seconds(low, high)(text))
+    except Refused as refused:
+        reason = f"{refused}; " if str(refused) else ""
+        source = "--" + key.replace("_", "-")
+        raise ConfigError(
+            f"{key} = {shown(text)} (from {source}): {reason}"
+            f"use seconds from {low:g} to {high:g}, such as 2, 7m or 50ms"
+        ) from None

@@ -1,0 +1,148 @@
+"""`orch tune` on the command line: wrong input, and what needs no instance. The rest is in tests/process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from orch.config import SETTINGS, resolve
+from orch.errors import ConfigError, Exit
+from orch.tuning.facts import facts_of
+from orch.tuning.grid import Cell, Outcome, Row
+from orch.tuning.results import Results
+from orch_cli import main, tune, tune_view, up
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with a model, and none of the settings of whoever runs the tests."""
+    monkeypatch.chdir(tmp_path)
+    for variable in [setting.variable for setting in SETTINGS.values()] + ["ORCH_CONFIG", "ORCH_DEBUG"]:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("ORCH_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("ORCH_STATE_DIR", str(tmp_path / "state"))
+    (tmp_path / "m.py").write_text("")
+    return tmp_path
+
+
+def run(*words: str) -> Result:
+    """`orch tune` in this process."""
+    return CliRunner().invoke(main.main, ["tune", *words], prog_name="orch")
+
+
+def refusal(result: Result) -> str:
+    """The one line that it is."""
+    assert result.exit_code == Exit.BAD_CONFIG
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    return result.stderr.removeprefix("orch: ").rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "no target given"),
+        (["n.py:M"], "target = n.py:M (from TARGET): there is no file n.py"),
+        (["m.py:M", "--replicas=0"], "replicas = 0 (from --replicas): use "),
+        (["m.py:M", "--max-batch-size=8,2000"], "max_batch_size = 2000 (from --max-batch-size): use a whole number"),
+        (["m.py:M", "--mps=maybe"], "mps = maybe (from --mps): use auto, on or off"),
+        (["m.py:M", "--mps=on", "--device=cpu"], "mps = on (from --mps): the replicas run on no GPU; use --mps off"),
+        (["m.py:M", "--seconds=0"], "seconds = 0 (from --seconds): use seconds from 0.1 to 600, such as 2, 7m or 50ms"),
+        (["m.py:M", "--time-limit=soon"], "time_limit = soon (from --time-limit): not a number; use seconds from 1 to"),
+        (["m.py:M", "--max-latency=-1"], "max_latency = -1 (from --max-latency): use seconds from 0.0001 to"),
+        (["m.py:M", "--out=no/where/x.json"], "out = no/where/x.json (from --out): there is no directory no/where"),
+        (["m.py:M", "--out=nowhere/"], "out = nowhere/ (from --out): there is no directory nowhere; make it first"),
+        (["m.py:M", "--min-gain=2"], "min_gain = 2 (from --min-gain): use a number above 0, at most 1"),
+        (["m.py:M", "--device=cpu", "--out=m.py"], "m.py is no result file of orch tune; --fresh starts anew"),
+    ],
+)
+def test_wrong_input_is_one_line(place: Path, words: list[str], said: str) -> None:
+    """It names the value, where it came from, and what is allowed; nothing was started or written."""
+    assert refusal(run(*words)).startswith(said)
+    assert [each.name for each in place.iterdir()] == ["m.py"]
+    assert (place / "m.py").read_text() == ""
+
+
+def test_results_of_something_else_are_refused(place: Path) -> None:
+    """The line names what differs."""
+    Results.open(place / "orch-tune-default.json", {"target": "other.py:M"}, fresh=True)
+    said = refusal(run("m.py:M", "--device=cpu"))
+    assert "orch-tune-default.json was measured for something else: target is other.py:M there and m.py:M now" in said
+
+
+def known(place: Path) -> list[str]:
+    """A result file in which everything is known; the words that ask for it."""
+    config = resolve({"target": "m.py:M", "device": "cpu"}).config
+    results = Results.open(place / "orch-tune-default.json", facts_of(config, 2.0), fresh=True)
+    for replicas, rate in ((1, 100.0), (2, 190.0)):
+        cell = Cell(replicas, 4, mps=False)
+        results.add(Row(cell, Outcome.MEASURED, answers_per_s=rate, p99_s=0.05 * replicas, alone_s=0.01))
+    return ["m.py:M", "--device=cpu", "--replicas=1,2", "--max-batch-size=4"]
+
+
+def test_what_is_known_is_told_at_once(place: Path) -> None:
+    """Settings on standard output, the rest as comments; the report is written anew."""
+    result = run(*known(place))
+    assert result.exit_code == 0
+    assert "\nreplicas = 2\nmax_batch_size = 4\n# results: orch-tune-default.json\n" in result.stdout
+    assert "nothing left to measure; 2 configurations known from before" in result.stderr
+    assert "2 replicas, batches of 4" in (place / "orch-tune-default.html").read_text()
+
+
+def test_a_latency_limit_chooses_among_what_is_known(place: Path) -> None:
+    """Without measuring anything again."""
+    result = run(*known(place), "--max-latency=60ms", "--json")
+    answer = json.loads(result.stdout)
+    assert answer["best"]["replicas"] == 1
+    assert answer["orch.toml"] == "replicas = 1\nmax_batch_size = 4\n"
+    assert answer["left"] == 0
+
+
+def test_a_bad_orch_toml_is_told(place: Path) -> None:
+    """It would be in the way of every instance."""
+    (place / "orch.toml").write_text("replica = 3")
+    assert "unknown key replica; did you mean replicas?" in refusal(run("m.py:M"))
+
+
+def test_instances_get_the_options_that_tune_got(place: Path) -> None:
+    """Each of them is one of `orch up`; the name, and what is tried out, tune says itself."""
+    options = {"name": "x", "load_timeout_s": "9", "set": ("a=1", "b=2"), "env": (), "device": None, "target": "m.py:M"}
+    words = tune.command_words(options, "my.toml")
+    assert words[:4] == ["--config=my.toml", "--load-timeout=9", "--set=a=1", "--set=b=2"]
+    known_options = {option for parameter in up.up.params for option in parameter.opts}
+    assert {word.partition("=")[0] for word in words} <= known_options
+
+
+@pytest.mark.parametrize(
+    ("out", "found"),
+    [
+        (None, "orch-tune-x.json"), (".", "orch-tune-x.json"), ("d", "d/orch-tune-x.json"), ("d/y", "d/y.json"),
+        ("y.json", "y.json"), ("y.html", "y.json"), ("y.txt", "y.txt"),
+    ],
+)  # fmt: skip
+def test_the_result_file_is_where_it_is_asked_for(place: Path, out: str | None, found: str) -> None:
+    """A directory, a name, or the name of the report."""
+    (place / "d").mkdir()
+    assert tune.result_file(out, "x") == Path(found)
+
+
+def test_a_missing_directory_is_not_made(place: Path) -> None:
+    """It is a slip more often than a wish."""
+    with pytest.raises(ConfigError, match="make it first"):
+        tune.result_file("nowhere/x.json", "x")
+
+
+def test_lines_say_what_became_of_each_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    """One for each, with how many there are in all."""
+    measured = Row(Cell(1, 8, mps=True), Outcome.MEASURED, answers_per_s=100.0, p99_s=0.05, alone_s=0.01)
+    with tune_view.Lines([], 3, has_gpu=True) as lines:
+        lines.measured(measured, 2)
+        lines.measured(Row(Cell(2, 8, mps=True), Outcome.DOES_NOT_FIT, "2 do not fit: the sum"), 0)
+    assert capsys.readouterr().err.splitlines() == [
+        "orch: about 3 configurations to measure",
+        "orch: 1/3 1 replica, batches of 8, MPS on: 100 answers/s, p99 50.0 ms, alone 10.0 ms",
+        "orch: 2/2 2 replicas, batches of 8, MPS on: does not fit: 2 do not fit",
+    ]
