@@ -11,11 +11,12 @@ from typing import Any
 
 import zmq
 
-from orch import wire
+from orch import chunk, wire
 from orch.errors import RemoteProtocolError
 from orch.page import StatusPage
 from orch.wire import Kind, Record
 from orch_balancer.entry import Entry
+from orch_balancer.leases import Lease
 from orch_balancer.outlet import Outlet
 from orch_balancer.peers import Peer, Watch, peer_of
 from orch_balancer.pool import Worker
@@ -91,7 +92,11 @@ class Back:
                 if worker is None:
                     self._open(route, head, wire.decode(head.bytes, frames)[0])
                     continue
-                for entry, record in self._router.answers(worker, wire.decode(head, frames), now):
+                records = wire.decode(head, frames)
+                if records[0].kind == Kind.RETURN:  # always alone
+                    self._router.leases.let_go(worker.process, chunk.read_numbers(records[0].body))
+                    continue
+                for entry, record in self._router.answers(worker, records, now):
                     self._answer(entry.session.route, record)  # its request id is the client's own
             except RemoteProtocolError as err:
                 log.error("worker %r: %s", worker.replica if worker else route, err)
@@ -99,7 +104,8 @@ class Back:
     def send(self, assignments: Iterable[Assignment]) -> None:
         """Give requests to workers."""
         for worker, entries in assignments:
-            self.outlet.put_all(worker.route, [_dispatched(entry) for entry in entries])
+            granted = [_granted(entry, entry.result) for entry in entries if entry.result is not None]
+            self.outlet.put_all(worker.route, granted + [_dispatched(entry) for entry in entries])
 
     def flush(self) -> None:
         """Send; a worker that cannot be reached is dying."""
@@ -129,25 +135,29 @@ class Back:
         for worker in list(self._workers.values()):
             expected = self._expected.get(worker.replica)
             if expected is None or expected.generation != worker.generation:
-                self._bury(worker, UNKNOWN_CAUSE)
+                self._bury(worker, UNKNOWN_CAUSE, is_dead=True)
                 continue
             if expected.weight != worker.weight:
                 self._router.weigh(worker, expected.weight)
             if worker.accepting and not expected.accepting:
                 self._drain(worker)
+        for process in self._router.leases.processes:  # of workers that were given up, and may have lived on
+            expected = self._expected.get(process[0])
+            if expected is None or expected.generation != process[1]:
+                self._router.leases.leave_all(process)
 
     def lost(self, replica: str, generation: int, cause: Cause, running: tuple[int, ...]) -> None:
         """The supervisor says that a worker died, and why."""
         worker = self._worker(replica)
         if worker is not None and worker.generation == generation:
-            self._bury(worker, cause, running)
+            self._bury(worker, cause, running, is_dead=True)
 
     def tick(self, now: float) -> None:
         """Decide without the supervisor's word where it did not come."""
         for worker, since in list(self._dying.values()):
             if now - since >= VERDICT_S:
                 lives = worker.replica in self._unreachable
-                self._bury(worker, UNKNOWN_CAUSE)
+                self._bury(worker, UNKNOWN_CAUSE, is_dead=not lives)
                 if lives and self._worker(worker.replica) is None:  # else it has just come back by itself
                     self._gave_up(worker)
 
@@ -185,9 +195,11 @@ class Back:
             log.warning("READY from %s.%s, which is not expected: ignored", ready["replica"], ready["generation"])
             return
         replica, now = expected.replica, time.monotonic()
+        kept = [number for number in ready["kept"] if type(number) is int]
         previous = self._worker(replica)
         if previous is not None:  # the same process on a new connection: it has dropped what it held
             self._bury(previous, Cause("reconnected", counts=False), running=())
+        self._router.leases.leave_all((replica, expected.generation), but=kept)
         worker = self._router.open(
             replica, expected.generation, route, ready["model"], ready["max_batch_size"], now, expected.weight
         )
@@ -221,7 +233,9 @@ class Back:
             self._router.drain(worker)
             self._dying[worker.replica] = (worker, time.monotonic())
 
-    def _bury(self, worker: Worker, cause: Cause, running: tuple[int, ...] | None = None) -> None:
+    def _bury(
+        self, worker: Worker, cause: Cause, running: tuple[int, ...] | None = None, *, is_dead: bool = False
+    ) -> None:
         # What it answered just before its death is already on the way: read it before deciding what to run again.
         self.read(EVERYTHING)
         if self._workers.get(worker.route) is not worker:
@@ -236,6 +250,8 @@ class Back:
         self._unreachable.discard(worker.replica)
         self._draining.discard(worker.replica)
         held = len(worker.outstanding)
+        if is_dead:
+            self._router.leases.leave_all(worker.process)
         ended = self._router.lost(worker, cause, running, time.monotonic())
         for session, record in ended:
             self._answer(session.route, record)
@@ -244,6 +260,11 @@ class Back:
                 "%s.%d %s with %d requests, %d of them running: %d ended with an error, the others run again",
                 worker.replica, worker.generation, cause.text, held, len(running), len(ended),
             )  # fmt: skip
+
+
+def _granted(entry: Entry, result: Lease) -> Record:
+    """The chunk that the worker may put the request's result into."""
+    return Record(Kind.GRANT, ticket=entry.ticket, body=chunk.write_chunks([result.chunk]))
 
 
 def _dispatched(entry: Entry) -> Record:

@@ -17,6 +17,7 @@ from orch.errors import Exit
 from orch.link import Link, Message
 from orch_balancer.back import Back, Expected
 from orch_balancer.front import Front
+from orch_balancer.handout import Handout
 from orch_balancer.peers import Watch
 from orch_balancer.pool import Worker
 from orch_balancer.router import Cause, Limits, Router
@@ -45,6 +46,9 @@ class Settings:
     client_queue_limit: int
     max_attempts: int
     max_payload_bytes: int
+    arena: str = ""  # the socket where its descriptor is handed out
+    shared_memory_bytes: int = 0
+    pinned_memory: bool = False  # workers register it with their GPUs
 
 
 class Broker:
@@ -53,17 +57,22 @@ class Broker:
     def __init__(self, settings: Settings, link: Link, pages_fd: int) -> None:
         self._link = link
         limits = Limits(settings.queue_limit, settings.queue_bytes, settings.client_queue_limit, settings.max_attempts)
-        router = self._router = Router(settings.models, limits, epoch=secrets.randbits(32) or 1)
+        self._watch = Watch()
+        epoch = secrets.randbits(32) or 1
+        handout = self._handout = Handout(
+            settings.arena, settings.shared_memory_bytes, epoch, self._watch, pinned=settings.pinned_memory
+        )
+        router = self._router = Router(settings.models, limits, epoch, handout.num_bytes)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         front = bind(self._context, settings.front, FRONT_RCVHWM, settings.max_payload_bytes)
         back = bind(self._context, [settings.back], BACK_RCVHWM, settings.max_payload_bytes)
-        self._watch = Watch()
         self._watch.add(link.fileno(), self._read_link)
         welcome = {
             "epoch": router.epoch,
             "max_payload_bytes": settings.max_payload_bytes,
             "window": settings.client_queue_limit,
             "models": settings.models,
+            "arena": handout.path,
         }
         self._back = Back(
             back,
@@ -97,6 +106,7 @@ class Broker:
             self._back.send(self._router.dispatch(now))
             self._back.flush()
             self._front.flush()
+            self._handout.tend(self._router.leases.num_leased)
             self._report()
         self._context.destroy(linger=LINGER_MS if self._finished else 0)
         return Exit.OK if self._finished else Exit.ORPHANED
@@ -173,6 +183,12 @@ class Broker:
                 "bytes": router.num_bytes,
                 "clients": len(router.sessions),
                 "malformed": self._front.malformed,
+            },
+            "arena": {
+                "bytes": router.leases.total,
+                "leased_bytes": router.leases.num_leased,
+                "requests": router.leases.num_requests,
+                "results": router.leases.num_results,
             },
             "workers": self._back.loads(time.monotonic()),
         }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orch.wire import Flag, Record
+from orch_balancer.leases import Lease
 
 
 class Place(enum.Enum):
@@ -20,11 +21,15 @@ class Place(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """One client object. `route` is where it is reached now; a reconnected client keeps its session."""
+    """One client object. `route` is where it is reached now; a reconnected client keeps its session.
+
+    maps: it has mapped the arena, so that results may be put there.
+    """
 
     id: bytes
     route: bytes
     entries: dict[int, Entry] = field(default_factory=dict)
+    maps: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +47,8 @@ class Entry:
     is_suspect: bool = False
     group_strikes: int = 0  # how often its group fell while it ran as a suspect
     sent_parts: bool = False
+    lease: Lease | None = None  # of the chunk that its large frames are in
+    result: Lease | None = None  # of the chunk that the running dispatch may put its result into
 
     @property
     def request_id(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import zmq
 
-from orch import wire
+from orch import chunk, wire
 from orch.errors import RemoteProtocolError, WorkerLost
 from orch.wire import Flag, Kind, Record
 from orch_balancer.back import Back
@@ -95,6 +95,8 @@ class Front:
             self._sessions.pop(known.route, None)
             self.outlet.drop(known.route)
         session = self._router.hello(session_id, route)
+        session.maps = False
+        self._router.leases.forget(session_id)  # it has begun anew, and uses nothing that it had
         self._sessions[route] = session
         if peer is not None and peer.pid:
             self._forget_pid(session_id)
@@ -122,13 +124,27 @@ class Front:
                     self._back.flag([entry])
             elif kind == Kind.CREDIT:
                 self._back.pass_credit(session.entries.get(record.request_id), record)
+            elif kind == Kind.LEASE:
+                self._lend(session, record)
+            elif kind == Kind.RETURN:
+                self._router.leases.give_back(session.id, chunk.read_numbers(record.body))
             elif kind == Kind.GOODBYE:
+                self._router.leases.forget(session.id)
                 self._leave(session.route, None)
                 return
             elif kind == Kind.HELLO:
                 self.outlet.put(session.route, self._welcome)
             else:
                 raise RemoteProtocolError(f"a client sent kind {Kind(kind).name}")
+
+    def _lend(self, session: Session, record: Record) -> None:
+        """A client has mapped the arena, and wants chunks: `rows` of so many bytes each, or just results there."""
+        if not self._watch.watches(self._pid_of.get(session.id, 0)):
+            return  # nobody would learn of its death, and so of the end of its leases
+        session.maps = bool(self._router.leases.total)
+        for num_bytes in chunk.read_numbers(record.body)[:1]:
+            granted = self._router.leases.grant(session.id, num_bytes, record.rows)
+            self.outlet.put(session.route, Record(Kind.GRANT, body=chunk.write_chunks(granted)))
 
     def _malformed_from(self, route: bytes, err: RemoteProtocolError) -> None:
         """An error reply, and the peer is dropped; the log hears of it at most once a second."""
@@ -147,7 +163,8 @@ class Front:
         if why is not None:
             log.warning("client %s %s: %d requests cancelled", session.id.hex()[:8], why, len(session.entries))
         self._back.flag(self._router.leave(session))
-        self._forget_pid(session.id)
+        if not self._router.leases.holds(session.id):  # else its process may still write there, until it dies
+            self._forget_pid(session.id)
 
     def _forget_pid(self, session_id: bytes) -> None:
         pid = self._pid_of.pop(session_id, 0)
@@ -161,6 +178,7 @@ class Front:
     def _client_died(self, pid: int) -> None:
         for session_id in self._sessions_of.pop(pid, set()):
             self._pid_of.pop(session_id, None)
+            self._router.leases.forget(session_id)
             session = self._router.sessions.get(session_id)
             if session is not None:
                 self.outlet.drop(session.route)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from orch.wire import FRAME_BYTES
+
 # One new measurement moves an estimate by this much.
 GAIN = 0.2
 # Rows per second are counted over windows of at least this many seconds in which something always waited.
 WINDOW_S = 0.25
+# Of the recent results, the share from which on they count as large; and how fast the largest of them is forgotten.
+MOST, FADE = 0.5, 0.99
 
 
 class Speed:
@@ -34,3 +38,23 @@ class Speed:
             rate = self._window_rows / elapsed
             self.rows_per_s = rate if self.rows_per_s is None else self.rows_per_s + GAIN * (rate - self.rows_per_s)
             self._window_start, self._window_rows = now, 0
+
+
+class ResultBytes:
+    """How much of the arena the next result of a model will take."""
+
+    def __init__(self) -> None:
+        self._large_share = 0.0  # of the recent results
+        self._most = 0.0  # recently
+
+    def observe(self, num_bytes: int) -> None:
+        """A result had so many bytes in frames, or in a chunk."""
+        is_large = num_bytes >= FRAME_BYTES
+        self._large_share += GAIN * (is_large - self._large_share)
+        if is_large:
+            self._most = max(num_bytes, self._most * FADE)
+
+    @property
+    def expected(self) -> int:
+        """Bytes; 0 while most results are small."""
+        return int(self._most) if self._large_share > MOST else 0

@@ -75,6 +75,10 @@ class Watch:
         self.add(fd, died)
         return True
 
+    def watches(self, pid: int) -> bool:
+        """Whether a process's death will be noticed."""
+        return pid in self._pidfds
+
     def forget_process(self, pid: int, on_death: Callable[[int], None]) -> None:
         """Do not call `on_death` for it any more; others may still watch it."""
         callbacks = self._on_death.get(pid, [])

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from orch_balancer import policy
 from orch_balancer.entry import Entry
 from orch_balancer.fairqueue import FairQueue
-from orch_balancer.learned import Speed
+from orch_balancer.learned import ResultBytes, Speed
+from orch_balancer.leases import Process
 
 SLACK = 64
 
@@ -33,6 +34,11 @@ class Worker:
     began_at: float = 0.0  # since when it could be busy with what it answers next
     version: int = 0
 
+    @property
+    def process(self) -> Process:
+        """Which of the replica's processes it is."""
+        return self.replica, self.generation
+
 
 class Pool:
     """Owns the choice of a worker: a heap of those with room, in which an old rank is skipped by its version."""
@@ -45,6 +51,7 @@ class Pool:
         self.lanes: set[str] = set()
         self.one_lane = False
         self.speed = Speed()
+        self.results = ResultBytes()
         self.idle: dict[str, float] = {}  # the weights of those without work, by replica
         self._heap: list[tuple[tuple[float, float], int, int, Worker]] = []
         self._serial = 0

@@ -16,11 +16,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from orch import errors, payload
-from orch.wire import FINAL, NO_DEADLINE, Flag, Record, error_record, make_ticket
+from orch import chunk, errors, payload
+from orch.wire import FINAL, NO_DEADLINE, Flag, Kind, Record, error_record, make_ticket
 from orch_balancer import policy
 from orch_balancer.deadlines import Deadlines
 from orch_balancer.entry import Entry, Place, Session
+from orch_balancer.leases import Leases
 from orch_balancer.pool import Pool, Worker
 
 NS = 1_000_000_000
@@ -86,9 +87,10 @@ class Counts:
 class Router:
     """Owns requests and the workers' load. Each public method is one event; none calls back."""
 
-    def __init__(self, models: Sequence[str], limits: Limits, epoch: int) -> None:
+    def __init__(self, models: Sequence[str], limits: Limits, epoch: int, arena_bytes: int = 0) -> None:
         self.limits = limits
         self.epoch = epoch
+        self.leases = Leases(arena_bytes, epoch)
         self.models = list(models)
         self.pools = [Pool(model) for model in models]
         self.sessions: dict[bytes, Session] = {}
@@ -116,15 +118,24 @@ class Router:
         return running
 
     def admit(self, session: Session, request: Record, now: float) -> Record | None:
-        """Take a request into the ledger. Returns the error to answer with if it is refused."""
+        """Take a request into the ledger. Returns the error to answer with if it is refused.
+
+        Raises:
+            RemoteProtocolError: it names a chunk that is not its client's to use.
+        """
         if request.request_id in session.entries:
             return None  # resent, but this epoch has it already
         num_bytes = payload.nbytes(request.body, request.frames)
+        in_arena = request.flags & Flag.ARENA
+        if in_arena:
+            num_bytes += chunk.read_place(request.body).size
         refusal = self._refusal(session, request, num_bytes, now)
         if refusal is not None:
             self.counts.rejected += 1
             return refusal
         entry = Entry(session, request, now, num_bytes)
+        if in_arena:
+            entry.lease = self.leases.name(session.id, request.body)
         self.num_bytes += entry.num_bytes
         session.entries[request.request_id] = entry
         self.pools[request.model].queue.push(entry)
@@ -184,6 +195,10 @@ class Router:
                 del worker.outstanding[record.ticket]
                 rows += entry.rows
                 num_streams += entry.is_stream
+                if entry.lease is not None or entry.result is not None or record.flags or record.frames:
+                    record = self._settle(worker, entry, record)  # noqa: PLW2901
+                elif worker.pool.results.expected:
+                    worker.pool.results.observe(0)
                 self._end(entry)
                 self.answered_by[worker.replica] += 1
             else:
@@ -209,7 +224,7 @@ class Router:
         ended: list[Ended] = []
         # From the youngest, as each goes to the head of the line.
         for ticket, entry in reversed(list(worker.outstanding.items())):
-            entry.worker, entry.ticket = None, 0
+            entry.worker, entry.ticket, entry.result = None, 0, None
             if entry.place is Place.DONE:
                 continue  # cancelled while it ran
             error = self._verdict(entry, cause, ticket in running, worker)
@@ -327,6 +342,7 @@ class Router:
     def _give(self, worker: Worker, entries: list[Entry], now: float) -> Assignment:
         if not worker.outstanding:
             worker.began_at = now
+        expected = worker.pool.results.expected
         for entry in entries:
             ticket = make_ticket(self.epoch, next(self._tickets))
             entry.place, entry.worker, entry.ticket = Place.DISPATCHED, worker, ticket
@@ -334,6 +350,10 @@ class Router:
             worker.outstanding[ticket] = entry
             worker.rows += entry.rows
             worker.streams += entry.is_stream
+            if entry.lease is not None:
+                self.leases.read(entry.lease, worker.process)
+            if expected and entry.session.maps and not entry.is_stream:
+                entry.result = self.leases.result(entry.session.id, expected, worker.process)
         worker.pool.touch(worker)
         return Assignment(worker, entries)
 
@@ -399,13 +419,38 @@ class Router:
             entry.place = Place.QUEUED
             pool.queue.push_first(entry)
 
+    def _settle(self, worker: Worker, entry: Entry, record: Record) -> Record:
+        """End the leases of a dispatch that is answered; the answer as the client is to see it."""
+        leases, process = self.leases, worker.process
+        result, entry.result = entry.result, None
+        if record.flags & Flag.ARENA:
+            if result is None or not leases.wrote(result, process, record.body):
+                text = f"{worker.replica} named memory that it had not been given"
+                record = error_record(record.request_id, errors.RequestError.code, text, ticket=record.ticket)
+            elif entry.place is not Place.DISPATCHED:  # nobody waits for it
+                leases.give_back(entry.session.id, [result.chunk.lease])
+            else:
+                worker.pool.results.observe(chunk.read_place(record.body).size)
+        elif record.kind != Kind.ERROR:
+            frames = record.frames
+            worker.pool.results.observe(chunk.ALIGN * max(0, len(frames) - 1) + payload.nbytes(b"", frames))
+        if result is not None:
+            leases.leave(result, process)
+        flags = record.flags & ~Flag.KEPT
+        if entry.lease is not None:
+            leases.has_read(entry.lease, process, kept=bool(record.flags & Flag.KEPT))
+            flags |= 0 if leases.end(entry.lease) else Flag.KEPT
+        return record if flags == record.flags else record._replace(flags=flags)
+
     def _fail(self, entry: Entry, error: errors.RequestError) -> Ended:
         self.counts.lost += isinstance(error, errors.WorkerLost)
         self.counts.poisoned += isinstance(error, errors.Poisoned)
         self.counts.expired += isinstance(error, errors.DeadlineExceeded)
-        session, request_id = entry.session, entry.request_id
+        session, record = entry.session, error_record(entry.request_id, error.code, str(error))
+        if entry.lease is not None and not self.leases.end(entry.lease):
+            record = record._replace(flags=Flag.KEPT)
         self._end(entry)
-        return Ended(session, error_record(request_id, error.code, str(error)))
+        return Ended(session, record)
 
     def _cancel(self, entry: Entry) -> Entry | None:
         runs = entry.place is Place.DISPATCHED
@@ -420,6 +465,8 @@ class Router:
         was = entry.place
         entry.place = Place.DONE
         pool = self.pools[entry.request.model]
+        if entry.lease is not None:
+            self.leases.end(entry.lease)
         self.num_bytes -= entry.num_bytes
         if was is Place.QUEUED:
             pool.queue.forget(entry)
@@ -445,6 +492,7 @@ class Router:
 
     def check_invariants(self) -> None:
         """What must hold after every event; for tests."""
+        self.leases.check_invariants()
         listed = [entry for session in self.sessions.values() for entry in session.entries.values()]
         assert all(entry.place is not Place.DONE for entry in listed)
         assert self.num_bytes == sum(entry.num_bytes for entry in listed)

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from orch import errors, payload, wire
+from orch.chunk import Chunk
 from orch.errors import DeadlineExceeded, OrchError, RemoteProtocolError, WorkerLost
+from orch.loans import Loans
 from orch.wire import FINAL, Flag, Kind, Priority, Record
 
 NS = 1_000_000_000
@@ -25,8 +27,8 @@ class Call:
     """One call. `settle(value, error)` is called once, with one of them, by the thread that drives the socket."""
 
     __slots__ = (
-        "body", "deadline", "deadline_ns", "done", "flags", "frames", "got_parts", "model", "num_bytes", "on_part",
-        "priority", "request_id", "resends", "sent", "settle",
+        "body", "chunk", "deadline", "deadline_ns", "done", "flags", "frames", "got_parts", "model", "num_bytes",
+        "on_part", "priority", "request_id", "resends", "sent", "settle",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +54,7 @@ class Call:
         self.model = model
         self.deadline = deadline
         self.on_part = on_part
+        self.chunk: Chunk | None = None  # that its frames were sent in
         self.sent = False
         self.got_parts = False
         self.resends = 0
@@ -87,6 +90,7 @@ class Calls:
         self._timed: deque[Call] = deque()  # submitted with a deadline, and not in the heap yet
         self._deadlines: list[tuple[float, int, Call]] = []
         self.window = 1
+        self.loans = Loans()
 
     def submit(self, call: Call) -> None:
         """Queue a call; from any thread."""
@@ -106,7 +110,7 @@ class Calls:
     @property
     def sendable(self) -> bool:
         """Whether something may be sent now."""
-        return bool(self.control) or (bool(self.unsent) and self._fits(self.unsent[0]))
+        return bool(self.control) or (bool(self.unsent) and self._fits(self.unsent[0])) or self.loans.is_urgent
 
     def _fits(self, call: Call) -> bool:
         return not self._sent or (len(self._sent) < self.window and self._sent_bytes + call.num_bytes <= WINDOW_BYTES)
@@ -123,10 +127,14 @@ class Calls:
             self._sent[call.request_id] = call
             self._sent_bytes += call.num_bytes
             yield self._request(call, now, local=local)
+        yield from self.loans.news(now)
 
-    @staticmethod
-    def _request(call: Call, now: float, *, local: bool) -> Record:
+    def _request(self, call: Call, now: float, *, local: bool) -> Record:
         flags, deadline_ns = call.flags, wire.NO_DEADLINE
+        body, frames = call.body, call.frames
+        if frames and (put := self.loans.put(frames)) is not None:
+            descriptor, call.chunk = put
+            flags, body, frames = flags | Flag.ARENA, descriptor + body, ()
         if call.deadline is not None:
             if local:
                 deadline_ns = int(call.deadline * NS)
@@ -135,7 +143,7 @@ class Calls:
                 deadline_ns = max(1, int((call.deadline - now) * NS))
         return Record(
             Kind.REQUEST, flags, call.priority, min(call.resends, 255), call.model, call.request_id, 0, deadline_ns,
-            1, call.body, call.frames,
+            1, body, frames,
         )  # fmt: skip
 
     def take(self, record: Record) -> None:
@@ -148,14 +156,19 @@ class Calls:
             raise RemoteProtocolError(f"the balancer sent kind {record.kind} for a request")
         call = self._sent.get(record.request_id)
         if call is None:
+            self.loans.refuse(record)
             return
         if record.kind == Kind.PART:
             self._take_part(call, record)
             return
         self._forget(call)
+        if call.chunk is not None:
+            self.loans.lost() if record.flags & Flag.KEPT else self.loans.back(call.chunk)
+            call.chunk = None
         try:
             if record.kind == Kind.RESULT:
-                call.finish(payload.decode(record.body, record.frames), None)
+                body, frames = self.loans.take(record) if record.flags or record.frames else (record.body, ())
+                call.finish(payload.decode(body, frames), None)
             elif record.kind == Kind.END:
                 call.finish(None, None)
             elif record.kind == Kind.ERROR:
@@ -171,7 +184,7 @@ class Calls:
         try:
             part = payload.decode(record.body, record.frames)
         except RemoteProtocolError as err:
-            self._forget(call)
+            self._give_up(call)
             self.say(Record(Kind.CANCEL, request_id=call.request_id))
             call.finish(None, err)
         else:
@@ -189,7 +202,7 @@ class Calls:
         while heap and heap[0][0] <= now:
             call = heapq.heappop(heap)[2]
             if self._sent.get(call.request_id) is call:
-                self._forget(call)
+                self._give_up(call)
                 self.say(Record(Kind.CANCEL, request_id=call.request_id))
             if call.sent or call.resends:
                 call.finish(None, DeadlineExceeded("no answer within its timeout; it may be running still"))
@@ -218,7 +231,7 @@ class Calls:
         """A CANCEL was sent: nothing more is expected."""
         call = self._sent.get(request_id)
         if call is not None:
-            self._forget(call)
+            self._give_up(call)
 
     def new_balancer(self) -> None:
         """Another epoch, or a lost connection: what is unanswered is sent again, oldest first, where it may be."""
@@ -226,9 +239,10 @@ class Calls:
         self._sent.clear()
         self._sent_bytes = 0
         self.control.clear()
+        self.loans = Loans()
         again = []
         for call in sent:
-            call.sent = False
+            call.sent, call.chunk = False, None
             call.resends += 1
             if call.done:
                 continue
@@ -242,7 +256,8 @@ class Calls:
     def fail_all(self, error: Callable[[], OrchError]) -> None:
         """No answer will come."""
         calls = [*self._sent.values(), *self.unsent]
-        self._sent.clear()
+        for call in list(self._sent.values()):
+            self._give_up(call)
         self._sent_bytes = 0
         self._timed.clear()
         self._deadlines.clear()
@@ -256,6 +271,13 @@ class Calls:
                 failure = err
         if failure is not None:
             raise failure
+
+    def _give_up(self, call: Call) -> None:
+        """Nothing more is expected, but somebody may still read its chunk."""
+        self._forget(call)
+        if call.chunk is not None:
+            self.loans.drop(call.chunk)
+            call.chunk = None
 
     def _forget(self, call: Call) -> None:
         del self._sent[call.request_id]

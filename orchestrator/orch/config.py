@@ -33,6 +33,7 @@ from orch.parsing import (
     replicas,
     seconds,
     size,
+    size_or_zero,
     target,
 )
 from orch.planning.footprint import MIN_DEVICE_BYTES
@@ -240,6 +241,13 @@ class Config:
         "SIZE",
         "a size from 1KiB to 64GiB, such as 256MiB",
         "The largest request or answer; a larger one is PayloadTooLarge.",
+    )
+    shared_memory_bytes: int = _setting(
+        256 * MIB,
+        size_or_zero("shared_memory", MIB, TIB),
+        "SIZE",
+        "0, or a size from 1MiB to 1TiB, such as 256MiB",
+        "Memory through which large arrays travel on this host; 0: they are sent through sockets.",
     )
     log_max_bytes: int = _setting(
         10 * MIB,

@@ -23,6 +23,7 @@ from orch import wire
 from orch.calls import Call, Calls
 from orch.connection import Connection
 from orch.errors import Closed, NotRunning, OrchError, ProtocolError, RemoteProtocolError
+from orch.loans import IDLE_S, Loans
 from orch.wire import Kind, Record
 
 # A balancer that dies is back within a second; an instance that systemd starts again, with its models, later.
@@ -53,6 +54,7 @@ class Driver:
         self._work: queue.SimpleQueue[None] = queue.SimpleQueue()  # whose put() is safe in a finalizer
         self._thread: threading.Thread | None = None
         self._driver: int | None = None  # the thread that drives now
+        self._tidies = False  # the background thread looks for chunks that are not used
         self._waiting = False  # it sleeps, and wants to be woken
         # One for this object's whole life, so that nobody writes to it after it is closed.
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -94,7 +96,7 @@ class Driver:
         finally:
             self._drive.release()
             self._shut_if_closed()
-            if self._calls.pending:
+            if self._calls.pending or (self._calls.loans.are_any and not self._tidies):
                 self._nudge()
         return True
 
@@ -153,6 +155,7 @@ class Driver:
         try:
             self._calls.fail_all(lambda: Closed(CLOSED))
         finally:
+            self._calls.loans = Loans()  # the arena is unmapped
             if connection is not None:
                 connection.close()
 
@@ -187,13 +190,41 @@ class Driver:
 
     def _run_thread(self) -> None:
         while not self.closed:
-            self._work.get()
+            if not self._is_woken():
+                continue
             with self._drive:
                 try:
                     self._pump(lambda: not self._calls.pending)
                 except BaseException as err:  # noqa: BLE001  whatever it is, nobody is to wait for ever
                     self._broke(err)
             self._shut_if_closed()
+
+    def _is_woken(self) -> bool:
+        """Wait for work; where there is none for a while, give back the chunks that are not used."""
+        self._tidies = self._calls.loans.are_any
+        try:
+            self._work.get(timeout=IDLE_S if self._tidies else None)
+        except queue.Empty:
+            if self._drive.acquire(blocking=False):
+                try:
+                    self._tidy()
+                finally:
+                    self._drive.release()
+                self._shut_if_closed()
+            return False
+        return True
+
+    def _tidy(self) -> None:
+        connection, loans = self._connection, self._calls.loans
+        now = time.monotonic()
+        if connection is None or not self._welcomed or now - self._idle_since < IDLE_S:
+            return
+        try:
+            if self._take_all(connection):  # perhaps a grant that came after the last answer
+                loans.rest()
+                connection.send(loans.news(now))
+        except (OSError, zmq.ZMQError) as err:
+            self._broke(err)
 
     def _broke(self, error: BaseException) -> None:
         """Something that must not happen: end every call with it, and begin anew with the next. The lock is held."""
@@ -287,6 +318,8 @@ class Driver:
         if record.kind == Kind.WELCOME:
             self.limits = wire.read_map(record.body, wire.WELCOME_FIELDS)
             self._calls.window = max(1, self.limits["window"])
+            is_local = self._connection is not None and self._connection.is_local
+            self._calls.loans = Loans(self.limits["arena"] if is_local else "", self.limits["epoch"])
             self._welcomed = True
             self._lost_at = None
         elif record.kind == Kind.ERROR and record.request_id == 0:
@@ -294,6 +327,8 @@ class Driver:
             if not self._welcomed:
                 raise Refused(fields["message"])
             self._fail(ProtocolError(f"the balancer refused what this client sent: {fields['message']}"))
+        elif record.kind == Kind.GRANT:
+            self._calls.loans.granted(record)
         else:
             self._calls.take(record)
 

@@ -122,6 +122,12 @@ def size(key: str, low: int, high: int) -> Parse:
     return parse
 
 
+def size_or_zero(key: str, low: int, high: int) -> Parse:
+    """As `size`, and 0 for none at all."""
+    sized = size(key, low, high)
+    return lambda value: 0 if value in (0, "0") and value is not False else sized(value)
+
+
 def target(value: object) -> str:
     """A file or module, a colon, a name."""
     where, colon, name = _text(value).rpartition(":")

@@ -74,7 +74,12 @@ def encode(payload: Any) -> tuple[bytes, tuple[Any, ...]]:
     if type(payload) is bytes and len(payload) >= FRAME_BYTES:
         return _pointer(BYTES, 0), (memoryview(payload),)
     try:
-        body: bytes = _PLAIN.pack(payload)
+        body: bytes
+        if type(payload) is np.ndarray and payload.dtype.fields is None:  # most are, and need no packer of their own
+            kind, shape, buffer = _array_parts(payload)
+            body = _PLAIN.pack(msgpack.ExtType(ARRAY, _PLAIN.pack([kind, shape, _place(buffer, frames)])))
+        else:
+            body = _PLAIN.pack(payload)
     except UNFIT:  # something in it is more than plain msgpack
         try:
             body = _packer(frames, 0).pack(payload)

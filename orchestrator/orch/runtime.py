@@ -19,7 +19,7 @@ from orch.errors import AlreadyRunning, NotRunning, RuntimeDirError
 
 # sun_path holds 108 bytes with its terminating zero (unix(7)).
 MAX_SOCKET_PATH_BYTES = 107
-FRONT, BACK, CONTROL = "front.sock", "back.sock", "control.sock"
+FRONT, BACK, CONTROL, ARENA = "front.sock", "back.sock", "control.sock", "arena.sock"
 LONGEST_FILE = "/" + CONTROL
 
 

@@ -56,6 +56,9 @@ class Kind(enum.IntEnum):
     CANCEL = 9
     READY = 10  # a worker opens for work
     GOODBYE = 11  # the sender closes; nothing more comes
+    LEASE = 12  # a client asks for chunks of the arena
+    GRANT = 13  # chunks: a client's until it gives them back, a worker's for the result of one ticket
+    RETURN = 14  # the sender has no more to do with these leases
 
 
 KINDS = frozenset(Kind)
@@ -69,6 +72,8 @@ class Flag:
     NO_RETRY = 2  # run at most once
     STREAM = 4  # answer in PARTs and an END
     BUDGET = 8  # the deadline field holds what remains, because the clocks of two hosts differ
+    ARENA = 16  # the body begins with a descriptor (chunk.py): the record's large frames are in that chunk
+    KEPT = 32  # in a final answer: the request's chunk is read on, and is not the client's any more
 
 
 class Priority(enum.IntEnum):
@@ -216,8 +221,8 @@ def ticket_epoch(ticket: int) -> int:
 Fields = Mapping[str, type | tuple[type, ...]]
 
 HELLO_FIELDS: Fields = {"session": bytes, "sdk": str}
-WELCOME_FIELDS: Fields = {"epoch": int, "max_payload_bytes": int, "window": int, "models": list}
-READY_FIELDS: Fields = {"replica": str, "generation": int, "model": str, "max_batch_size": int}
+WELCOME_FIELDS: Fields = {"epoch": int, "max_payload_bytes": int, "window": int, "models": list, "arena": str}
+READY_FIELDS: Fields = {"replica": str, "generation": int, "model": str, "max_batch_size": int, "kept": list}
 ERROR_FIELDS: Fields = {"code": str, "message": str, "retry_after_s": (int, float)}
 
 

@@ -120,7 +120,7 @@ def test_a_forged_worker_is_given_nothing(served: Instance) -> None:
         socket.setsockopt(zmq.LINGER, 0)
         socket.connect(f"ipc://{served.directory}/back.sock")
         for replica, generation in (("r0", 1), ("r1", 1), ("r2", 1), ("r0", 2)):
-            ready = wire.write_map(replica=replica, generation=generation, model="Steady", max_batch_size=8)
+            ready = wire.write_map(replica=replica, generation=generation, model="Steady", max_batch_size=8, kept=[])
             socket.send(wire.pack_head([Record(Kind.READY, body=ready)]))
         client = served.client()
         assert list(client.map([["a", i] for i in range(200)])) == [["answer", "a", i] for i in range(200)]

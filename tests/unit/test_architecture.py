@@ -18,6 +18,7 @@ SOURCE_FOLDERS = ("orchestrator", "worker", "balancer")
 
 # Files that only decide: what they need of the world arrives as an argument. So do all of ours that they import.
 PURE = (
+    "orchestrator/orch/chunk.py",
     "orchestrator/orch/config.py",
     "orchestrator/orch/errors.py",
     "orchestrator/orch/planning/cards.py",
@@ -41,7 +42,9 @@ PURE = (
     "orchestrator/orch/tuning/words.py",
     "orchestrator/orch/wire.py",
     "worker/orch_worker/batching.py",
+    "balancer/orch_balancer/buddy.py",
     "balancer/orch_balancer/fairqueue.py",
+    "balancer/orch_balancer/leases.py",
     "balancer/orch_balancer/policy.py",
     "balancer/orch_balancer/router.py",
 )

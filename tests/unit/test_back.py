@@ -48,7 +48,7 @@ class Hub:
 
     def opens(self) -> None:
         """The worker says READY."""
-        ready = wire.write_map(replica="r0", generation=1, model="m", max_batch_size=4)
+        ready = wire.write_map(replica="r0", generation=1, model="m", max_batch_size=4, kept=[])
         self.worker.connect(self.endpoint)
         self.worker.send(wire.pack_head([Record(Kind.READY, body=ready)]))
         assert self.socket.poll(WAIT_MS)

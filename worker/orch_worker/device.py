@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import sys
@@ -11,6 +12,8 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from orch.planning.footprint import MIN_DEVICE_BYTES
 from orch.planning.sizes import GIB
@@ -41,6 +44,8 @@ SIGNS: Final = (
     r"OOM when allocating tensor",
 )
 OUT_OF_MEMORY: Final = re.compile("|".join(SIGNS), re.IGNORECASE)
+
+log = logging.getLogger(__name__)
 
 
 def _cuda() -> Any:
@@ -129,6 +134,32 @@ def synchronize() -> None:
     """Wait for kernels that still run, so that a late error is this batch's own."""
     if cuda := _cuda():
         cuda.synchronize()
+
+
+def pin(memory: memoryview) -> bool:
+    """Register memory with the driver, for copies at full speed. False: no device, or it refuses, which only costs."""
+    cuda = _cuda()
+    if cuda is None:
+        return False
+    try:
+        code = int(cuda.cudart().cudaHostRegister(_address(memory), memory.nbytes, 0))
+    except Exception as err:  # noqa: BLE001  whatever this build of torch makes of it
+        code = -1
+        log.warning("the shared memory could not be registered: %s", err)
+    if code > 0:
+        log.warning("the shared memory could not be registered with the device: CUDA error %d", code)
+    return code == 0
+
+
+def unpin(memory: memoryview) -> None:
+    """What `pin` registered is about to be unmapped."""
+    if cuda := _cuda():
+        synchronize()
+        cuda.cudart().cudaHostUnregister(_address(memory))
+
+
+def _address(memory: memoryview) -> int:
+    return int(np.frombuffer(memory, np.uint8).ctypes.data)
 
 
 def memory() -> dict[str, int]:

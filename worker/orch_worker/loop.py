@@ -14,13 +14,14 @@ from typing import Any
 
 import zmq
 
-from orch import payload, wire
+from orch import chunk, payload, wire
 from orch.errors import DeadlineExceeded, Exit, ModelError, PayloadTooLarge, RemoteProtocolError, RequestError
 from orch.link import Link
 from orch.page import NUM_CANCELLED, Phase, StatusPage
 from orch.wire import Flag, Kind, Record
 from orch_worker.batching import Batcher, Item
 from orch_worker.engine import DeviceLost, Engine, Failure, Row
+from orch_worker.shared import Shared
 from orch_worker.target import describe
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,10 @@ CREDIT_POLL_MS = 1000
 SEND_S = 5.0
 SEND_POLL_S = 0.1
 RECONNECT_MS, MAX_RECONNECT_MS = 10, 200
+# While the model keeps what it was given, it is looked at this often whether it still does.
+KEPT_S = 0.25
+# Between two tries to map the arena: a balancer that has just fallen takes a moment to come back.
+UNMAPPED_S = 0.1
 
 
 class Loop:
@@ -52,6 +57,8 @@ class Loop:
         self._sending: zmq.MessageTracker | None = None  # of the frames sent last, until they are known to be out
         self._copies = False
         self._credit: dict[int, int] = {}
+        self._shared = Shared()
+        self._unmapped = False  # the arena cannot be had: what comes over this connection could not be read
         self._max_payload_bytes = 1 << 62  # until the balancer says
         self._stopping = False
         self._wake, wake = sockets.socketpair()
@@ -75,7 +82,9 @@ class Loop:
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, MAX_RECONNECT_MS)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._socket.connect(self._endpoint)
-        self._socket.send(wire.pack_head([Record(Kind.READY, body=wire.write_map(**self._ready))]))
+        self._socket.send(
+            wire.pack_head([Record(Kind.READY, body=wire.write_map(**self._ready, kept=self._shared.kept))])
+        )
         self._poller = zmq.Poller()
         for readable in (self._socket, self._monitor, self._link.fileno(), self._wake.fileno()):
             self._poller.register(readable, zmq.POLLIN)
@@ -89,6 +98,11 @@ class Loop:
             while not self._stopping and not self._link.closed:
                 wait_s = self._batcher.wait_s(time.monotonic())
                 self._receive(wait_s)
+                if self._unmapped:
+                    time.sleep(UNMAPPED_S)
+                    self._new_epoch()
+                    continue
+                self._let_go()
                 self._drop_unwanted()
                 if self._batcher.wait_s(time.monotonic()) == 0.0 and self._is_sent():
                     self._run(self._batcher.take())
@@ -103,6 +117,8 @@ class Loop:
         """Read what is there; with nothing there, wait (None: for as long as it takes)."""
         if self._read() or wait_s == 0.0:
             return
+        if self._shared.kept:
+            wait_s = KEPT_S if wait_s is None else min(wait_s, KEPT_S)
         # The poll is in milliseconds; a batch's wait may be shorter, and is then rounded up to one.
         timeout_ms = None if wait_s is None else max(1, round(wait_s * 1000))
         ready = dict(self._poller.poll(timeout_ms))
@@ -122,6 +138,8 @@ class Loop:
         self._batcher = Batcher(self._batcher.max_batch_size, self._batcher.max_wait_s)
         self._cancelled.clear()
         self._sending = None
+        self._shared.forget()
+        self._unmapped = False
         self._connect()
 
     def _read(self) -> int:
@@ -150,10 +168,26 @@ class Loop:
             elif record.kind == Kind.CREDIT:
                 if record.ticket in self._credit:
                     self._credit[record.ticket] += record.rows
+            elif record.kind == Kind.GRANT:
+                self._shared.grant(record.ticket, chunk.read_chunks(record.body))
             elif record.kind == Kind.WELCOME:
-                self._max_payload_bytes = wire.read_map(record.body, wire.WELCOME_FIELDS)["max_payload_bytes"]
+                welcome = wire.read_map(record.body, wire.WELCOME_FIELDS)
+                self._max_payload_bytes = welcome["max_payload_bytes"]
+                self._map(welcome["arena"], welcome["epoch"])
         if arrived:
             self._batcher.add(arrived, now)
+
+    def _map(self, path: str, epoch: int) -> None:
+        try:
+            self._shared.open(path, epoch)
+        except OSError as err:
+            log.error("the shared memory at %s cannot be mapped: %s", path, err)
+            self._unmapped = True
+
+    def _let_go(self) -> None:
+        """Give back what the model does not keep any more."""
+        if self._shared.kept and (numbers := self._shared.let_go()):
+            self._send([Record(Kind.RETURN, body=chunk.write_numbers(numbers))])
 
     def _drop_unwanted(self) -> None:
         """Answer, without running them, requests that were cancelled or have missed their deadline."""
@@ -164,7 +198,7 @@ class Loop:
             return request.ticket in self._cancelled or 0 < request.deadline_ns <= now_ns
 
         if dropped := self._batcher.drop(unwanted):
-            self._send([self._error(each, DeadlineExceeded("its deadline passed before it ran")) for each in dropped])
+            self._end([self._error(each, DeadlineExceeded("its deadline passed before it ran")) for each in dropped])
         if not len(self._batcher):
             self._cancelled.clear()
 
@@ -186,20 +220,37 @@ class Loop:
         self._page.end_batch()
 
     def _answer(self, batch: list[Record]) -> None:
+        self._end(self._run_rows(batch))
+
+    def _end(self, answers: list[Record]) -> None:
+        """Send final answers. Nothing of ours refers to what their requests held; the model may."""
+        kept = self._shared.end([answer.ticket for answer in answers])
+        if kept:
+            answers = [each._replace(flags=each.flags | Flag.KEPT) if each.ticket in kept else each for each in answers]
+        self._send(answers)
+
+    def _run_rows(self, batch: list[Record]) -> list[Record]:
+        """The answers. When it returns, nothing of ours refers to what the requests held."""
         rows: list[Row] = []
         runs: list[Record] = []
         answers: list[Record] = []
         for request in batch:
             try:
-                value = payload.decode(request.body, request.frames)
+                rows.append(Row(self._read_payload(request), not request.flags & Flag.NO_RETRY))
             except RemoteProtocolError as err:
                 answers.append(self._error(request, RequestError(f"the payload could not be read: {err}")))
             else:
-                rows.append(Row(value, not request.flags & Flag.NO_RETRY))
                 runs.append(request)
         outputs = self._engine.run(rows) if rows else []
-        answers += [self._result(request, output) for request, output in zip(runs, outputs, strict=True)]
-        self._send(answers)
+        return answers + [self._result(request, output) for request, output in zip(runs, outputs, strict=True)]
+
+    def _read_payload(self, request: Record) -> Any:
+        if request.flags & Flag.ARENA:
+            # A stream may take any time, and its input outlive the connection.
+            return payload.decode(
+                *(self._shared.copied if request.flags & Flag.STREAM else self._shared.frames)(request)
+            )
+        return payload.decode(request.body, request.frames)
 
     def _result(self, request: Record, output: Any, kind: Kind = Kind.RESULT) -> Record:
         if isinstance(output, Failure):
@@ -219,7 +270,10 @@ class Loop:
                 request,
                 PayloadTooLarge(f"the result has {size} bytes; the limit is {self._max_payload_bytes} (--max-payload)"),
             )
-        return Record(kind, request_id=request.request_id, ticket=request.ticket, body=body, frames=frames)
+        flags = 0
+        if frames and kind == Kind.RESULT and (descriptor := self._shared.put(request.ticket, frames)) is not None:
+            flags, body, frames = Flag.ARENA, descriptor + body, ()
+        return Record(kind, flags, request_id=request.request_id, ticket=request.ticket, body=body, frames=frames)
 
     @staticmethod
     def _error(request: Record, error: RequestError) -> Record:
@@ -268,11 +322,11 @@ class Loop:
             last = self._error(request, ModelError(describe(err)))
         finally:
             del self._credit[request.ticket]
-        self._send([last])
+        self._end([last])
 
     def _parts(self, request: Record) -> Record:
         """Send the parts as they come; returns the record that ends the stream."""
-        parts = self._engine.stream(payload.decode(request.body, request.frames))
+        parts = self._engine.stream(self._read_payload(request))
         for part in parts:
             refusal = self._await_credit(request)
             record = refusal or self._result(request, part, Kind.PART)

@@ -17,6 +17,7 @@ from orch.errors import ConfigError, Exit, NotRunning, OrchError, StartFailed
 from orch.link import Message
 from orch.planning import gpu
 from orch.planning.footprint import Footprint
+from orch.planning.host import read_host
 from orch.supervising import control, mps, status
 from orch.supervising.balancer import Balancer
 from orch.supervising.events import Event
@@ -46,6 +47,8 @@ NOBODY = 0
 MAX_LOOKS_UNANSWERED = 3
 # Deaths of a balancer that never listened, after which the instance counts as unable to start.
 BALANCER_ATTEMPTS = 5
+# The arena is at most this part of the host's memory, or of the control group's.
+MEMORY_SHARE = 8
 
 Report = Callable[[Event], None]
 
@@ -172,6 +175,9 @@ class Supervisor:
             "client_queue_limit": config.client_queue_limit,
             "max_attempts": config.max_attempts,
             "max_payload_bytes": config.max_payload_bytes,
+            "arena": str(Path(self._directory) / runtime.ARENA),
+            "shared_memory_bytes": min(config.shared_memory_bytes, read_host().memory_total_bytes // MEMORY_SHARE),
+            "pinned_memory": bool(self._plans.gpu_names),
         }
 
     @property
@@ -435,5 +441,6 @@ class Supervisor:
             "settled": self._roster.settled,
             "replicas": status.replica_facts(self._fleet, self._stats),
             "queue": status.queue_facts(self._stats),
+            "arena": self._stats.get("arena", {}),
             "logs": str(self._logs.directory),
         }
