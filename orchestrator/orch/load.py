@@ -36,6 +36,8 @@ __all__ = ["Rate", "load_samples", "measure"]
 
 CONNECT_S = 5.0
 # How often the answers are counted; a fraction of any window.
+# So many errors in a row, and so many seconds without an answer, end a measurement.
+HOPELESS, HOPELESS_S = 32, 2.0
 TICK_S = 0.02
 # What was answered by an error is sent again after this: a full queue would answer as fast as it is asked.
 REST_S = 0.1
@@ -98,6 +100,7 @@ def measure(
         steady = Steady(started, outstanding, window_s, max_s)
         rested = now = started
         last = Edge(0, started)
+        failed = 0  # by the last answer
         while not steady.is_over(now, last):
             time.sleep(TICK_S)
             now = time.monotonic()
@@ -105,7 +108,12 @@ def measure(
                 rested = now
                 for flow in flows:
                     flow.try_again()
-            last = Edge(sum(len(flow.at) for flow in flows), max(flow.last_at(started) for flow in flows))
+            before, last = last, Edge(sum(len(f.at) for f in flows), max(f.last_at(started) for f in flows))
+            errors = sum(flow.errors for flow in flows)
+            if last.answers != before.answers:
+                failed = errors
+            elif errors - failed >= max(HOPELESS, outstanding) and now - last.at >= HOPELESS_S:
+                break  # the model fails: more of it would only fill its log
             on_tick(last.answers)
         _leave(flows)
     at, took_s = (np.concatenate([np.array(getattr(flow, name)) for flow in flows]) for name in ("at", "took_s"))

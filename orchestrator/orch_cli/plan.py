@@ -59,7 +59,7 @@ def request_for(config: Config, gpus: tuple[cards.Gpu, ...]) -> planner.PlanRequ
         host=read_host(),
         gpus=gpus,
         footprint=None if declared is None else footprint.declared(declared),
-        wanted="auto" if config.replicas == "best" else config.replicas,
+        wanted=config.replicas,
         gpu_utilization=config.gpu_utilization,
     )
 

@@ -43,9 +43,7 @@ def test_a_replica_that_finds_no_memory_makes_a_smaller_plan(place: Place, tmp_p
     assert "r2 ran out of memory while loading, again: 2 of 3 are kept" in status["plan"]["because"]
     assert {each.name: len(each.read_text()) for each in tmp_path.iterdir()} == {"r0": 1, "r1": 1, "r2": 2}
     assert set(instance.client().map(["?"] * 20)) == {"r0", "r1"}
-    assert (
-        "warning: r2 ran out of memory while loading, again: 3 replicas were planned, 2 are kept" in instance.output()
-    )
+    assert "warning: r2 ran out of memory while loading, again: of 3 replicas 2 are kept" in instance.output()
 
 
 def test_a_replica_that_finds_memory_the_second_time_stays(place: Place, tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ LIBRARY_FACTOR = 1.2
 DISTURBANCE_BYTES = 128 * MIB
 # What is tried after a replica ran out of memory, in parts of what it had.
 OUT_OF_MEMORY_FACTOR = 1.25
+# A replica that held this part of its fence was stopped by it; one that held less ran out of something else.
+NEAR_FENCE = 0.6
 
 
 class How(enum.StrEnum):
@@ -154,7 +156,8 @@ def after_out_of_memory(
     had less free than a replica costs says nothing of what it needs.
     """
     held = held_bytes or 0
-    if fence_bytes is not None and (free_bytes is None or free_bytes > fence_bytes):
+    near = held_bytes is None or fence_bytes is None or held >= fence_bytes * NEAR_FENCE
+    if fence_bytes is not None and near and (free_bytes is None or free_bytes > fence_bytes):
         held = max(held, fence_bytes)
     if held <= known.device_bytes:
         return None

@@ -49,6 +49,9 @@ class Host:
     cores: int
 
 
+Wanted = int | Literal["auto", "best"]
+
+
 class Limit(enum.StrEnum):
     """What keeps a plan from being larger."""
 
@@ -68,7 +71,8 @@ class PlanRequest:
     gpus: the devices to use, as read just now; empty plans for the CPU.
     footprint: what a replica costs on every kind of card, and on the CPU; None where that is measured.
     measured: what a replica was found to cost, by the name of the card.
-    wanted: a count, or "auto" for as many as fit.
+    wanted: a count; "auto" for as many as fit; "best" for as many as could be tried: on the CPU, where cores limit what
+    usually pays and not what fits, that is more.
     gpu_utilization: the share of each card to plan with; None: by the card.
     max_clients_per_gpu: how many replicas one MPS server takes; None where there is no MPS server.
     ours_bytes: by GPU UUID, what our own replicas hold there already (see `held_by_us`); the rest is others'.
@@ -78,7 +82,7 @@ class PlanRequest:
     gpus: tuple[Gpu, ...] = ()
     footprint: Footprint | None = None
     measured: Mapping[str, Footprint] = field(default_factory=dict)
-    wanted: int | Literal["auto"] = "auto"
+    wanted: Wanted = "auto"
     gpu_utilization: float | None = None
     max_clients_per_gpu: int | None = None
     ours_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -88,7 +92,7 @@ class PlanRequest:
         return self.footprint or self.measured.get(gpu.name)
 
     def __post_init__(self) -> None:
-        if self.wanted != "auto" and self.wanted < 1:
+        if isinstance(self.wanted, int) and self.wanted < 1:
             raise ConfigError(f"replicas: {self.wanted} cannot be planned; allowed: auto, or a whole number above 0")
         if self.gpu_utilization is not None and not 0 < self.gpu_utilization <= 1:
             raise ConfigError(f"gpu_utilization: {self.gpu_utilization} cannot be planned; allowed: 0 < x <= 1")
@@ -217,7 +221,7 @@ def _plan_cpu(request: PlanRequest) -> Plan:
     because = [_cost(footprint), *(bound.because for bound in bounds)]
     if footprint is not None and footprint.device_bytes:
         because.append("there is no GPU, so a replica's device memory is not counted")
-    if request.wanted != "auto" and request.wanted > host.cores:
+    if isinstance(request.wanted, int) and request.wanted > host.cores:
         because.append(f"warning: {request.wanted} replicas share {host.cores} cores, and will wait for each other")
     total, limit = _settle(request, bounds, because, sure=None if host_bytes is not None else 1)
     return Plan(total, (), _threads(request, total, limit, likely=bounds[-1].count), limit, tuple(because))
@@ -268,7 +272,7 @@ def _by_host_memory(limit: Limit, host: Host, host_bytes: int) -> _Bound:
     )
 
 
-def _by_cores(host: Host, wanted: int | Literal["auto"]) -> _Bound:
+def _by_cores(host: Host, wanted: Wanted) -> _Bound:
     """Without a GPU: what pays if orch chooses, what is still sane if the user does."""
     if wanted != "auto":
         count = host.cores * MAX_REPLICAS_PER_CORE
@@ -289,15 +293,15 @@ def _settle(request: PlanRequest, bounds: list[_Bound], because: list[str], *, s
     """
     tightest = min(bounds, key=lambda bound: bound.count)  # of equals the first
     fits = tightest.count
-    asked = 1 if request.wanted == "auto" else request.wanted
+    asked = request.wanted if isinstance(request.wanted, int) else 1
     if asked > fits:
         what = "not one replica fits" if fits < 1 else f"{asked} replicas do not fit, {fits} would"
         raise DoesNotFit(f"{what} (limit: {tightest.limit}): {'; '.join(because)}. To change it: {tightest.knob}")
-    if sure is not None and (request.wanted == "auto" or asked > sure):
+    if sure is not None and (not isinstance(request.wanted, int) or asked > sure):
         count = min(sure, fits)
         because.append(f"{_replicas(count)} {'is' if count == 1 else 'are'} started and measured")
         return count, Limit.PROBE
-    if request.wanted == "auto":
+    if not isinstance(request.wanted, int):
         because.append(f"the limit is {tightest.limit}: {_replicas(fits)}")
         return fits, tightest.limit
     because.append(f"asked for: {_replicas(asked)}, where {fits} would fit")
@@ -322,7 +326,7 @@ def _place(cards: list[_Card], counts: Sequence[int], total: int) -> tuple[tuple
 def _threads(request: PlanRequest, total: int, limit: Limit, *, likely: int) -> int:
     """The cores shared out evenly. Replica 0 stays, so as the probe it starts with its share among those to come."""
     if limit is Limit.PROBE:
-        total = max(1, likely) if request.wanted == "auto" else request.wanted
+        total = request.wanted if isinstance(request.wanted, int) else max(1, likely)
     return max(1, request.host.cores // total)
 
 

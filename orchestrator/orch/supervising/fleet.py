@@ -14,7 +14,7 @@ from orch.page import Phase
 from orch.planning.footprint import Footprint, after_out_of_memory
 from orch.supervising import liveness, measure
 from orch.supervising.events import Event
-from orch.supervising.launch import Launcher, Running, fence_of
+from orch.supervising.launch import Launcher, Running, fence_of, pin
 from orch.supervising.mps import Mps
 from orch.supervising.output import Lines
 from orch.supervising.process import WORKER_VARIABLE, kill_marked
@@ -347,6 +347,9 @@ class Fleet:
         death = Death(code, answered=answered, hung=running.hung, message=running.message, elsewhere=running.elsewhere)
         blame = replica.died(death, self._clock(), is_last=is_last, jitter=random.random())
         self._owner.lost(replica, blame, tickets)
+        if replica.id not in self.replicas:  # the owner has no use for it any more
+            self._owner.changed()
+            return
         self._tell(replica, before)
         if code == Exit.OUT_OF_MEMORY and replica.ready_at is None and before in (State.STARTING, State.LOADING):
             self._owner.ran_out(replica, self._cost_after(replica, running))
@@ -356,7 +359,8 @@ class Fleet:
     def _cost_after(self, replica: Replica, running: Running) -> Footprint | None:
         known = self._owner.cost_on(replica.device)
         free = running.before.free_bytes if running.before else None
-        return after_out_of_memory(known, running.held_bytes, running.fence_bytes, free) if known else None
+        held = running.held_bytes if running.alone else None  # else it may be what the neighbours took
+        return after_out_of_memory(known, held, running.fence_bytes, free) if known else None
 
     def _forget_stopped(self) -> None:
         for replica in self.in_state(State.STOPPED):
@@ -394,6 +398,14 @@ class Fleet:
     def footprint(self, replica_id: str) -> Footprint | None:
         """What was measured when it became READY."""
         return self._footprints.get(replica_id)
+
+    def pin(self, cores: Mapping[str, tuple[int, ...]]) -> None:
+        """Cores by replica; those that run move to theirs now."""
+        changed = {each: own for each, own in cores.items() if own != self.launcher.cores.get(each)}
+        self.launcher.cores = cores
+        for replica_id, own in changed.items():
+            if (running := self.running.get(replica_id)) is not None:
+                pin(running.child.pid, own)
 
     def served(self, replica: Replica) -> bool:
         """Whether it was READY before, now or in an earlier life."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from orch.config import Config
@@ -29,11 +31,18 @@ def fence_of(cost: Footprint | None) -> int | None:
     return None if cost is None else int(cost.device_bytes * FENCE_FACTOR) + FENCE_MARGIN_BYTES
 
 
+def pin(pid: int, cores: Sequence[int]) -> None:
+    """Keep a process, all its threads, on these cores; one that is gone is none of ours any more."""
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(int(task.name), cores)
+
+
 @dataclass(slots=True)
 class Running:
     """One worker process, and what is known of it.
 
-    alone: no other replica loads, or ends, on its device while it loads. served_s: what its last full batch of warm-up
+    alone: no other replica loads, or ends, on its device while it loads. batch_s: what its last full batch of warm-up
     took. held_bytes: device memory that it held when it failed.
     """
 
@@ -91,7 +100,7 @@ class Launcher:
         }
         child = Child("orch_worker", [self._pages_fd], environ)
         if cores:
-            os.sched_setaffinity(child.pid, cores)  # before it has more than one thread
+            pin(child.pid, cores)
         child.link.send(
             spec={
                 **self._worker_spec,

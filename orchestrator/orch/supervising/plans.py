@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from orch import runtime
 from orch.config import Config
@@ -15,30 +15,32 @@ from orch.planning import gpu, planner, remembered
 from orch.planning.cards import Gpu
 from orch.planning.cores import share_cores
 from orch.planning.devices import gpus_for
-from orch.planning.footprint import Footprint, declared, explain
+from orch.planning.footprint import Footprint, How, declared, explain
 from orch.planning.host import read_host
-from orch.planning.planner import Limit, Plan, PlanRequest
+from orch.planning.planner import Limit, Plan, PlanRequest, Wanted
 from orch.supervising.events import Event
 from orch.supervising.measure import CPU
-
-Wanted = int | Literal["auto"]
 
 
 class Plans:
     """Owns the plan, and what a replica costs on each kind of card. The first is made before anything is measured.
 
+    read: the GPUs to use as they are now. file: where footprints are remembered, by default beside the logs.
+
     Raises:
         ConfigError, DoesNotFit: as the planner says.
     """
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(
+        self, config: Config, read: Callable[[Config], tuple[Gpu, ...]] = gpus_for, file: Path | None = None
+    ) -> None:
+        self._config, self._read = config, read
         self._max_clients: int | None = None  # of one GPU's MPS server, where there is one
-        self.gpus = gpus_for(config)
+        self.gpus = read(config)
         # What people call the devices, by what they are known by: {"GPU-5d2f...": "cuda:0"}.
         self.gpu_names = {each.uuid: f"cuda:{each.index}" for each in self.gpus}
         self._kinds = {each.uuid: each.name for each in self.gpus}
-        self._file = runtime.log_dir(config.name).parent / "footprints.json"
+        self._file = file or runtime.log_dir(config.name).parent / "footprints.json"
         self._keys = {kind: self._key_of(kind) for kind in set(self._kinds.values()) or {CPU}}
         # By kind: what earlier runs measured, and what is planned with.
         self.remembered = {
@@ -46,21 +48,19 @@ class Plans:
         }
         self.costs: dict[str, Footprint] = dict(self.remembered)
         self._seen: set[str] = set()  # kinds that this run has measured
-        # "best" looks for its count itself, among as many as fit.
-        self.wanted: Wanted = "auto" if config.replicas == "best" else config.replicas
         try:
-            self.plan = self._make(self.wanted, {})
+            self.plan = self._make(config.replicas, {})
         except DoesNotFit:  # what an earlier run measured must not refuse what this one has not tried
             if not self.remembered:
                 raise
             self.remembered, self.costs = {}, {}
-            self.plan = self._make(self.wanted, {})
+            self.plan = self._make(config.replicas, {})
 
     def share(self, max_clients: int | None) -> None:
         """Before anything runs: whether the replicas of a GPU share an MPS server, which takes so many at most."""
         if max_clients is not None:
             self._max_clients = max_clients
-            self.plan = self._make(self.wanted, {})
+            self.plan = self._make(self._config.replicas, {})
 
     def kind_of(self, device: str) -> str:
         """The kind of card; a footprint and a speed belong to one."""
@@ -81,6 +81,8 @@ class Plans:
             if planned is not None and not remembered.agrees(planned, measured):
                 said = f"a replica costs {explain(measured)}; remembered was {explain(planned)}: planned anew"
                 return [Event("warning", said)]
+        elif planned is not None and planned.how is How.OUT_OF_MEMORY:  # that was a guess
+            self.costs[kind] = measured
         elif planned is not None and measured.device_bytes > planned.device_bytes:
             self.costs[kind] = measured
             if not remembered.agrees(planned, measured):
@@ -93,14 +95,12 @@ class Plans:
         """A replica was seen to need more than is planned with."""
         self.costs[self.kind_of(device)] = cost
 
-    def cores(self) -> Mapping[str, tuple[int, ...]]:
-        """CPU cores by replica, of the whole plan; empty where nothing is pinned."""
-        devices = self.devices()
-        if self._config.pin_cpus == "off" or not self.plan.placement or read_host().cores < len(devices):
+    def cores(self, replicas: Sequence[tuple[str, str]]) -> Mapping[str, tuple[int, ...]]:
+        """CPU cores by replica, of all that there are to be, each with its device; empty where nothing is pinned."""
+        if self._config.pin_cpus == "off" or not self.gpus or read_host().cores < len(replicas):
             return {}
         near = {each.uuid: each.cpu_affinity for each in self.gpus}
-        names = [(f"r{i}", device) for i, device in enumerate(devices)]
-        return share_cores(sorted(os.sched_getaffinity(0)), near, names) or {}
+        return share_cores(sorted(os.sched_getaffinity(0)), near, replicas) or {}
 
     def renew(self, wanted: Wanted, pids: Mapping[str, frozenset[int]]) -> Plan:
         """Plan again with what is free now. pids: our own workers by device, whose memory is not somebody else's.
@@ -108,9 +108,8 @@ class Plans:
         Raises:
             DoesNotFit: not as many as are wanted. The plan stays.
         """
-        self.gpus = gpus_for(self._config)
+        self.gpus = self._read(self._config)
         self.plan = self._make(wanted, pids)
-        self.wanted = wanted
         return self.plan
 
     def keep(self, devices: Sequence[str], limit: Limit, because: tuple[str, ...]) -> None:
@@ -119,7 +118,6 @@ class Plans:
         self.plan = dataclasses.replace(
             self.plan, total=len(devices), placement=placement, limit=limit, because=because
         )
-        self.wanted = len(devices)
 
     def devices(self) -> list[str]:
         """One entry for each planned replica: its GPU's UUID, or "cpu"."""
@@ -131,8 +129,9 @@ class Plans:
         """The plan for people."""
         plan = self.plan
         is_probe = plan.limit is Limit.PROBE
-        total = (None if self.wanted == "auto" else self.wanted) if is_probe else plan.total
-        text = f"plan: {plan.total} replica{'s' if plan.total > 1 else ''} (limit: {plan.limit})"
+        asked = self._config.replicas
+        total = (asked if isinstance(asked, int) else None) if is_probe else plan.total
+        text = f"plan: {plan.total} replica{'s' if plan.total != 1 else ''} (limit: {plan.limit})"
         return Event("plan", text, data={"total": total, "limit": str(plan.limit), "because": plan.because})
 
     def _declared(self) -> Footprint | None:

@@ -24,6 +24,8 @@ class Rolling:
 
     def ask(self, replica_ids: Iterable[str]) -> None:
         """Restart these too, each once."""
+        if not self._waiting:
+            self._last = ""  # what became of earlier restarts says nothing of these
         self._waiting += [each for each in replica_ids if each not in self._waiting]
 
     def tick(self) -> None:
@@ -34,6 +36,7 @@ class Rolling:
         if failed is not None and failed.state in (State.BACKOFF, State.QUARANTINED):
             left = ", ".join(self._waiting)
             self._waiting.clear()
+            self._last = ""
             self._report(Event("warning", f"{failed.id} did not come back ({failed.reason}): {left} not restarted"))
         elif not self._fleet.in_state(State.DRAINING, State.PLANNED, State.STARTING, State.LOADING):
             self._last = self._waiting.pop(0)

@@ -60,6 +60,8 @@ class Sharing:
             ConfigError: it must, and cannot.
         """
         if not self._gpus:
+            if self._mode == "on" and must:
+                raise ConfigError("mps = on: the replicas run on no GPU; use --mps auto to go on without")
             return
         if self._mode == "off" or (self._mode == "auto" and self._one):
             self.facts = {"state": "off", "reason": "--mps off" if self._mode == "off" else "one replica needs none"}

@@ -201,9 +201,10 @@ class Supervisor:
             self._drain_overdue = True
             self._stop_replicas()
         if self._bound and not self._stopping:
-            self._roster.allow_starts()
             self._roster.tick(now)
         self._fleet.tick(now)
+        if not self._stopping:
+            self._roster.check()
         self._balancer.tick(now)
         for number, (caller, at) in list(self._asking.items()):
             if now >= at:
@@ -266,8 +267,6 @@ class Supervisor:
     def changed(self) -> None:
         """The balancer is told the whole set of workers."""
         self._balancer.send_workers(self._fleet.workers())
-        if not self._stopping:
-            self._roster.check()
 
     def wants_loads(self) -> None:
         """The balancer is asked; its answer goes to the fleet."""
@@ -401,7 +400,8 @@ class Supervisor:
     def _scale(self, wanted: Any) -> dict[str, Any]:
         if type(wanted) is not int or wanted < 1:
             raise ConfigError(f"replicas = {wanted!r}; it must be a whole number from 1")
-        if self._stopping or not self._roster.ever_ready or self._roster.search is not None:
+        self._refuse_while_searching("scaled")
+        if self._stopping or not self._roster.ever_ready:
             raise NotRunning(f"{self._config.name} is {self._state()}; scale it when it is READY")
         have = self._roster.scale(wanted)
         return {"replicas": wanted, "text": f"{self._config.name}: {have} -> {wanted} replicas"}
@@ -409,11 +409,17 @@ class Supervisor:
     def _restart(self, replica_id: Any) -> dict[str, Any]:
         if replica_id is not None and (not isinstance(replica_id, str) or replica_id not in self._fleet.replicas):
             raise ConfigError(f"there is no replica {replica_id!r}; there are {', '.join(self._fleet.replicas)}")
+        self._refuse_while_searching("restarted")
         if self._stopping:
             raise NotRunning(f"{self._config.name} is {self._state()}; nothing is restarted any more")
         chosen = [replica_id] if replica_id is not None else list(self._fleet.replicas)
         self._roster.rolling.ask(chosen)
         return {"restarting": chosen, "text": f"restarting {', then '.join(chosen)}; see orch status"}
+
+    def _refuse_while_searching(self, what: str) -> None:
+        if self._roster.search is not None:
+            text = "is measuring how many replicas pay; nothing is"
+            raise NotRunning(f"{self._config.name} {text} {what} meanwhile (orch status shows when it is READY)")
 
     def _state(self) -> str:
         if self._stopping:
