@@ -36,8 +36,10 @@ def write_samples(path: Path, samples: Iterable[Any], model: str, *, max_bytes: 
         _write(path, msgpack.packb({"format": FORMAT, **_content(samples, model, max_bytes)}))
 
 
-def load_samples(path: str | os.PathLike[str]) -> list[Any]:
+def load_samples(path: str | os.PathLike[str], *, instead: str = INSTEAD) -> list[Any]:
     """The samples as payloads, at least one.
+
+    instead: what to do without a load, for the message.
 
     Raises:
         ConfigError: there are none, or no load can be made of them; the message says why and what to do.
@@ -47,14 +49,14 @@ def load_samples(path: str | os.PathLike[str]) -> list[Any]:
     except OSError as err:
         raise ConfigError(
             f"no warm-up samples at {path} ({err.strerror}), of which a load could be made; the log of replica 0 may "
-            f"say why; {INSTEAD}"
+            f"say why; {instead}"
         ) from err
     except Exception as err:  # msgpack raises a dozen types for what it did not write
         raise _not_ours(path) from err
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise _not_ours(path)
     if isinstance(content.get("refusal"), str):
-        raise ConfigError(content["refusal"])
+        raise ConfigError(f"{content['refusal']}; {instead}")
     try:
         samples = [payload.decode(body, frames) for body, frames in content["samples"]]
     except (KeyError, TypeError, ValueError, RemoteProtocolError) as err:
@@ -75,15 +77,15 @@ def _content(samples: Iterable[Any], model: str, max_bytes: int) -> dict[str, An
         try:
             body, frames = payload.encode(sample)
         except TypeError as err:
-            return {"refusal": f"sample {number} of {model}'s warmup() cannot be sent as a request: {err}; {INSTEAD}"}
+            return {"refusal": f"sample {number} of {model}'s warmup() cannot be sent as a request: {err}"}
         left_bytes -= payload.nbytes(body, frames)
         if left_bytes < 0:
             break
         encoded.append((body, [bytes(frame) for frame in frames]))
     if left_bytes < 0 and not encoded:
-        return {"refusal": f"the first sample of {model}'s warmup() is larger than {format_size(max_bytes)}; {INSTEAD}"}
+        return {"refusal": f"the first sample of {model}'s warmup() is larger than {format_size(max_bytes)}"}
     if not encoded:
-        text = f"{model}'s warmup() returns no samples, of which a load could be made; let it return some, or {INSTEAD}"
+        text = f"{model}'s warmup() returns no samples, of which a load could be made; let it return some"
         return {"refusal": text}
     return {"samples": encoded}
 

@@ -90,6 +90,8 @@ class Board(Lines):
         self._live.stop()
         if self._rows:  # all of them, to scroll back to
             self._console.print(self._table(self._rows))
+            for line in self._reasons(self._rows):
+                self._console.print(Text(line, "dim"))
 
     def doing(self, text: str) -> None:
         """What goes on now."""
@@ -103,16 +105,22 @@ class Board(Lines):
         room = max(MIN_ROWS, self._console.height - OTHER_LINES)
         shown = self._rows[-room:]
         above = [Text(f"… {len(self._rows) - len(shown)} more above", "dim")] if len(shown) < len(self._rows) else []
-        table = [self._table(shown, no_wrap=True)] if shown else []
-        return Group(*above, *table, Text(), self._bar, self._spinner)
+        table = [self._table(shown)] if shown else []
+        last = [Text(line, "dim", no_wrap=True, overflow="ellipsis") for line in self._reasons(shown)[-1:]]
+        return Group(*above, *table, *last, Text(), self._bar, self._spinner)
 
-    def _table(self, shown: Sequence[Row], *, no_wrap: bool = False) -> Table:
+    def _reasons(self, shown: Sequence[Row]) -> list[str]:
+        """Below the table, which has no room for them."""
+        rows = [row for row in shown if not row.is_measured]
+        return [f"{words.cell(row.cell, has_gpu=self._has_gpu)}: {words.figures(row)}" for row in rows]
+
+    def _table(self, shown: Sequence[Row]) -> Table:
         best = choice.best(self._rows)
         table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column("")
         for column in ("replicas", "batch", *(["MPS"] if self._has_gpu else []), "answers/s", "p50", "p99", "alone"):
             table.add_column(column, justify="right")
-        table.add_column("", overflow="ellipsis" if no_wrap else "fold", no_wrap=no_wrap)
+        table.add_column("", no_wrap=True)
         for row in shown:
             names = [str(row.cell.replicas), str(row.cell.max_batch_size)]
             if self._has_gpu:
@@ -125,7 +133,7 @@ class Board(Lines):
                     "",
                 ]
             else:
-                figures = ["", "", "", "", words.figures(row)]
+                figures = ["", "", "", "", str(row.outcome)]
             mark, style = ("★", "bold green") if row is best else ("", STYLES.get(row.outcome, ""))
             table.add_row(mark, *names, *(Text(figure) for figure in figures), style=style)
         return table

@@ -23,7 +23,7 @@ SLOW = f"{MODELS}/tuned.py:Slow"
 # Four cells of two instances; a measurement takes 2 to 3 s on a quiet machine, and at most 8 s on one that is not.
 WORDS = ("--device=cpu", "--replicas=1,2", "--max-batch-size=1,4", "--seconds=0.5")
 GRID_S = 90.0
-RESULTS, REPORT = "orch-tune-default.json", "orch-tune-default.html"
+RESULTS, REPORT = "orch-tune-tuned-Slow.json", "orch-tune-tuned-Slow.html"
 pytestmark = pytest.mark.timeout(240)
 
 
@@ -34,9 +34,14 @@ def start(place: Place, *words: str, target: str = SLOW) -> Process:
 
 def rows(place: Place) -> list[dict[str, Any]]:
     """What the result file has."""
-    path = place.base / RESULTS
-    found: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
+    path = next(place.base.glob("orch-tune-*.json"), None)
+    found: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path else []
     return found
+
+
+def logs(place: Place) -> list[str]:
+    """Of the instances of tune, the directories with logs."""
+    return [each.name for each in place.state.glob("tune-*")]
 
 
 def cells(place: Place) -> set[tuple[int, int]]:
@@ -66,11 +71,11 @@ def await_rows(place: Place, process: Process, count: int) -> None:
     eventually(known, within=GRID_S)
 
 
-def end(process: Process, number: signal.Signals, within: float = 15.0) -> tuple[int, str]:
-    """Send a signal; the exit code, and the last line on standard error."""
+def end(process: Process, number: signal.Signals, within: float = 15.0) -> tuple[int, str, str]:
+    """Send a signal; the exit code, the last line on standard error, and standard output."""
     process.send_signal(number)
-    _, err = process.communicate(timeout=within * FACTOR)
-    return process.returncode, (err.splitlines() or [""])[-1]
+    out, err = process.communicate(timeout=within * FACTOR)
+    return process.returncode, (err.splitlines() or [""])[-1], out
 
 
 def test_a_grid_is_measured_to_its_end(place: Place) -> None:
@@ -86,7 +91,7 @@ def test_a_grid_is_measured_to_its_end(place: Place) -> None:
         assert 0.02 < row["alone_s"] < row["p50_s"] <= row["p99_s"]
         assert row["footprint_bytes"] > 0
     settings = resolve(file=tomllib.loads(finished.out)).config
-    assert (settings.replicas, settings.max_batch_size) == (2, 4)
+    assert (settings.target, settings.replicas, settings.max_batch_size) == (SLOW, 2, 4)
     assert "best: 2 replicas, batches of 4" in finished.out
     report = (place.base / REPORT).read_text()
     assert report.startswith("<!DOCTYPE html>")
@@ -96,12 +101,14 @@ def test_a_grid_is_measured_to_its_end(place: Place) -> None:
 
 
 def test_ctrl_c_keeps_what_is_known_and_the_same_command_goes_on(place: Place) -> None:
-    """Nothing runs any more when it ends; nothing that was measured is measured again."""
+    """The best so far is told, nothing runs any more, and nothing that was measured is measured again."""
     with start(place) as process:
         await_rows(place, process, 1)
         eventually(lambda: workers(place))
-        code, said = end(process, signal.SIGINT)
+        code, said, out = end(process, signal.SIGINT)
     assert code == 130
+    assert tomllib.loads(out)["max_batch_size"] == 4
+    assert logs(place) == []
     assert re.fullmatch(rf"orch: interrupted by SIGINT; \d configurations? kept in {RESULTS}, about \d left: .*", said)
     assert not place.processes()
     before = rows(place)
@@ -120,9 +127,10 @@ def test_it_ends_while_a_replica_loads(place: Place, number: signal.Signals) -> 
     """A load of an hour is not waited for."""
     with start(place, *WORDS, "--set=load_s=3600") as process:
         eventually(lambda: workers(place), within=20.0)
-        code, said = end(process, number)
+        code, said, out = end(process, number)
     assert code == 128 + number
-    assert said.startswith(f"orch: interrupted by {number.name}; 0 configurations kept")
+    assert said.startswith(f"orch: interrupted by {number.name}; nothing is measured yet")
+    assert (out, rows(place), logs(place)) == ("", [], [])
     assert not place.processes()
 
 
@@ -160,7 +168,8 @@ def test_what_has_no_memory_is_a_row_and_not_the_end(place: Place) -> None:
     assert finished.code == Exit.OK, finished
     assert [(row["max_batch_size"], row["outcome"]) for row in rows(place)] == [(4, "out of memory"), (1, "measured")]
     assert "no room for so many" in rows(place)[0]["reason"]
-    assert "out of memory" in (place.base / REPORT).read_text()
+    assert "out of memory" in (place.base / "orch-tune-tuned-Hungry.html").read_text()
+    assert f"(log: {place.state}/{logs(place)[0]})" in rows(place)[0]["reason"]
 
 
 def test_a_count_that_does_not_fit_is_a_row_and_not_the_end(place: Place) -> None:
@@ -170,7 +179,7 @@ def test_a_count_that_does_not_fit_is_a_row_and_not_the_end(place: Place) -> Non
     assert finished.code == Exit.OK, finished
     assert [(row["replicas"], row["outcome"]) for row in rows(place)] == [(1, "measured"), (4000, "does not fit")]
     assert "4000 replicas do not fit" in rows(place)[1]["reason"]
-    assert tomllib.loads(finished.out) == {"replicas": 1, "max_batch_size": 4}
+    assert tomllib.loads(finished.out) == {"target": SLOW, "replicas": 1, "max_batch_size": 4}
 
 
 def test_without_lists_the_model_and_the_machine_say_what_to_try(place: Place) -> None:
@@ -183,13 +192,22 @@ def test_without_lists_the_model_and_the_machine_say_what_to_try(place: Place) -
     assert json.loads((place.base / RESULTS).read_text())["own_batch_size"] == 4
 
 
-def test_when_the_time_is_up_it_ends_well(place: Place) -> None:
+def test_when_the_time_is_up_the_best_so_far_is_told(place: Place) -> None:
     """With exit code 0, and a line about what is left."""
-    finished = place.orch("tune", SLOW, *WORDS, "--time-limit=1s", "--set=load_s=3600")
+    words = ("--device=cpu", "--replicas=1,2,3", "--max-batch-size=1,2,3,4", "--seconds=0.5", "--time-limit=12s")
+    finished = place.orch("tune", SLOW, *words, within=GRID_S)
     assert finished.code == Exit.OK, finished
-    assert "the time limit has passed; 0 configurations kept in" in finished.error_line()
-    assert "about 4 left" in finished.error_line()
-    assert tomllib.loads(finished.out) == {}
+    assert "the time limit has passed; " in finished.error_line()
+    assert tomllib.loads(finished.out)["target"] == SLOW
+    assert not place.processes()
+
+
+def test_a_time_too_short_to_measure_anything_is_told(place: Place) -> None:
+    """With exit code 3, as of any setting that cannot work."""
+    finished = place.orch("tune", SLOW, *WORDS, "--time-limit=1s", "--set=load_s=3600")
+    assert finished.code == Exit.BAD_CONFIG, finished
+    assert "time_limit = 1s (from --time-limit): it has passed before anything" in finished.error_line()
+    assert (finished.out, rows(place), logs(place)) == ("", [], [])
     assert not place.processes()
 
 
@@ -208,7 +226,8 @@ def test_a_model_that_cannot_be_measured_is_told_in_a_line(place: Place, target:
     finished = place.orch("tune", target, *words, *extra)
     assert finished.code == code, finished
     assert said in finished.error_line()
-    assert finished.out == ""
+    assert (finished.out, rows(place)) == ("", [])
+    assert len(logs(place)) == 1
 
 
 def test_a_terminal_shows_a_table(place: Place) -> None:
@@ -217,7 +236,7 @@ def test_a_terminal_shows_a_table(place: Place) -> None:
     words = ("--device=cpu", "--replicas=1", "--max-batch-size=4", "--seconds=0.5")
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "orch_cli", "tune", SLOW, *words],
-        env=place.environ({"COLUMNS": "100", "LINES": "24", "TERM": "xterm"}), cwd=place.base,
+        env=place.environ({"COLUMNS": "80", "LINES": "24", "TERM": "xterm"}), cwd=place.base,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=secondary,
     ) as process:  # fmt: skip
         os.close(secondary)
@@ -229,7 +248,7 @@ def test_a_terminal_shows_a_table(place: Place) -> None:
             pass
         os.close(primary)
         assert process.stdout is not None
-        assert tomllib.loads(process.stdout.read().decode()) == {"replicas": 1, "max_batch_size": 4}
+        assert tomllib.loads(process.stdout.read().decode())["replicas"] == 1
     assert process.returncode == Exit.OK
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode())
     assert "batches of 4: measuring 1 replica" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 
 from orch.config import resolve
@@ -124,6 +125,13 @@ def test_what_is_printed_is_a_settings_file() -> None:
     assert "t.html" in text
 
 
+def test_a_target_is_printed_so_that_the_file_is_enough() -> None:
+    """Whatever its path has in it."""
+    target = 'models/a "b" \\ é.py:M'
+    text = dataclasses.replace(summary([row(1, 8, 100, 0.1)]), target=target).text()
+    assert resolve(file=tomllib.loads(text)).config.target == target
+
+
 def test_without_a_gpu_mps_is_not_mentioned() -> None:
     """The lines may go to a machine that has one."""
     assert tomllib.loads(summary([row(1, 8, 100, 0.1)], has_gpu=False).text()) == {"replicas": 1, "max_batch_size": 8}
@@ -152,6 +160,12 @@ def test_an_end_before_the_end_says_how_to_go_on() -> None:
     assert summary([row(1, 1, 100, 0.01)], left=5).what_is_left() == (
         "1 configuration kept in t.json, about 5 left: the same command goes on with them"
     )
+
+
+def test_nothing_measured_names_no_file() -> None:
+    """There is none."""
+    assert summary([NO_ROOM], left=2).what_is_left().startswith("nothing is measured yet, about 2 left")
+    assert "t.json" not in summary([NO_ROOM]).text()
 
 
 def test_a_grid_of_which_nothing_could_be_had_fails_as_its_first_cell_did() -> None:

@@ -134,6 +134,14 @@ def test_rows_of_another_grid_count_for_nothing() -> None:
     assert LISTED.num_left([row(16, 10.0), row(1, 10.0, size=64)], None) == 6
 
 
+def test_only_what_was_asked_for_is_chosen_from() -> None:
+    """A list excludes the rest; what is not listed excludes nothing."""
+    rows = [row(1, 10.0), row(16, 10.0), row(1, 10.0, size=64)]
+    assert LISTED.asked(rows) == (rows[:1], rows[1:])
+    assert Grid(None, None, (False, True), 0.05).asked(rows) == (rows, [])
+    assert not Grid(None, None, (True,), 0.05).has(Cell(1, 8, mps=False))
+
+
 # --- what the command line says
 
 
@@ -162,7 +170,7 @@ def test_auto_and_nothing_are_the_same() -> None:
         ("", "an empty entry cannot be tried"),
         ("1,auto", "auto cannot be tried"),
         ("best", "best cannot be tried"),
-        ("0", "replicas = 0 (from --replicas): use auto, best, or a whole number from 1 to 4096"),
+        ("0", "replicas = 0 (from --replicas): 0 is not a whole number from 1 to 4096; use auto, or a list such as"),
         ("1;2", "replicas = 1;2 (from --replicas)"),
         ("9999", "replicas = 9999 (from --replicas)"),
     ],

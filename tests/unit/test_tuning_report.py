@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from html.parser import HTMLParser
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -92,7 +93,29 @@ def test_every_row_is_in_the_table() -> None:
     """Also what could not be had, with the reason."""
     reader = report()
     assert sum(tag == "tr" for tag, _ in reader.elements) == 1 + len(ROWS)
-    assert "does not fit: 9 > <b>8</b> & more" in reader.text
+    below = reader.text.partition("to keep")[2]
+    assert "does not fit9 replicas, batches of 8, MPS on: 9 > <b>8</b> & more" in below
+
+
+def test_a_reason_is_told_once() -> None:
+    """With all that it holds for."""
+    rows = [*ROWS, *(Row(Cell(n, 8, mps=False), Outcome.FAILED, "a long story") for n in (5, 6))]
+    text = report(rows).text
+    assert text.count("a long story") == 1
+    assert "5 replicas, batches of 8, MPS off; 6 replicas, batches of 8, MPS off: a long story" in text
+
+
+def test_what_was_not_asked_for_is_marked_and_never_best() -> None:
+    """It is known all the same."""
+    faster = row(8, 8, 2000, 0.1)
+    page = read(render(Report(ROWS, FACTS, None, 0, "", [faster])))
+    assert "4 replicas, batches of 8, MPS on" in page.text.partition("Throughput")[0]
+    assert [attributes.get("class") for tag, attributes in page.elements if tag == "tr"].count("other") == 1
+
+
+def test_the_outstanding_requests_of_a_row_are_shown() -> None:
+    """The latency is that under such a load."""
+    assert "1,234" in report([dataclasses.replace(ROWS[0], outstanding=1234)]).text
 
 
 @pytest.mark.parametrize("evil", ["<script>alert(1)</script>", '"><b>', "&lt;", "' onclick='x"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,27 @@ def test_a_second_row_of_a_configuration_replaces_the_first(path: Path) -> None:
 
 
 def test_fresh_begins_anew(path: Path) -> None:
-    """Whatever is there, even if it is not ours."""
-    path.write_text("not json")
-    assert Results.open(path, FACTS, fresh=True).rows == []
-    assert json.loads(path.read_text())["rows"] == []
+    """What is there stays until there is something to put in its place."""
+    results_at(path, MEASURED)
+    fresh = Results.open(path, FACTS, fresh=True)
+    assert fresh.rows == []
+    fresh.add(NO_ROOM)
+    assert len(json.loads(path.read_text())["rows"]) == 1
+    fresh.add(MEASURED)
+    assert len(json.loads(path.read_text())["rows"]) == 2
+
+
+def test_nothing_measured_leaves_no_file(path: Path) -> None:
+    """Nothing would be in its way, and nothing would be in it."""
+    results_at(path, NO_ROOM, FAILED)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_file_of_something_else_without_a_measured_row_is_in_nobodys_way(path: Path) -> None:
+    """There is nothing to lose."""
+    path.write_text(json.dumps({"format": 1, "facts": {"target": "x"}, "own_batch_size": 3, "rows": []}))
+    results = Results.open(path, FACTS, fresh=False)
+    assert (results.rows, results.own_batch_size) == ([], None)
 
 
 def test_nothing_else_is_left_beside_it(path: Path) -> None:
@@ -74,9 +92,9 @@ def test_rows_of_other_facts_are_never_mixed(path: Path) -> None:
     """The line names what differs, and the ways out."""
     results_at(path, MEASURED)
     with pytest.raises(ConfigError) as refusal:
-        Results.open(path, {**FACTS, "seconds": 5.0, "gpus": ["NVIDIA A100"]}, fresh=False)
+        Results.open(path, {**FACTS, "cores": 4, "gpus": ["NVIDIA A100"]}, fresh=False)
     said = str(refusal.value)
-    assert "seconds is 2.0 there and 5.0 now; gpus is ['NVIDIA H200'] there and ['NVIDIA A100'] now" in said
+    assert "gpus is ['NVIDIA H200'] there and ['NVIDIA A100'] now; cores is not set there and 4 now" in said
     assert "--fresh" in said
     assert json.loads(path.read_text())["rows"] != []
 
@@ -84,15 +102,16 @@ def test_rows_of_other_facts_are_never_mixed(path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "{", "[]", "null", '{"format": 1}', '{"format": 1, "facts": {}, "own_batch_size": null, "rows": [{}]}',
-        '{"format": 1, "facts": {}, "own_batch_size": "8", "rows": []}', "[" * 100_000, "\xff",
+        "", "{", "[]", "null", '{"format": 1}', '{"format": 1, "facts": {}, "own_batch_size": null}',
+        '{"format": "1", "facts": {}, "own_batch_size": 8, "rows": []}', "[" * 100_000, "\xff",
     ],
 )  # fmt: skip
-def test_a_file_that_is_not_ours_is_refused_and_stays(path: Path, text: str) -> None:
-    """In one line, with the ways out; nothing is overwritten unasked."""
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_file_that_is_not_ours_is_refused_and_stays(path: Path, text: str, fresh: bool) -> None:
+    """In one line, with the way out; nothing of somebody else is ever overwritten."""
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(ConfigError, match="is no result file of orch tune; --fresh starts anew"):
-        Results.open(path, FACTS, fresh=False)
+    with pytest.raises(ConfigError, match="is no result file of orch tune; it is left as it is, --out names"):
+        Results.open(path, FACTS, fresh=fresh)
     assert path.read_bytes() == text.encode("latin-1")
 
 
@@ -109,13 +128,13 @@ def test_a_row_that_cannot_be_is_refused(path: Path, key: str, value: object) ->
     content = json.loads(path.read_text())
     content["rows"][0][key] = value
     path.write_text(json.dumps(content))
-    with pytest.raises(ConfigError, match="is no result file"):
+    with pytest.raises(ConfigError, match="is damaged; --fresh starts anew"):
         Results.open(path, FACTS, fresh=False)
 
 
 def test_another_format_is_named(path: Path) -> None:
     """A newer orch has written it."""
-    results_at(path)
+    results_at(path, MEASURED)
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
     with pytest.raises(ConfigError, match="has format 2, and this version of orch reads 1"):
         Results.open(path, FACTS, fresh=False)
@@ -137,7 +156,7 @@ def test_a_value_of_the_environment_is_noticed_and_not_told(tmp_path: Path) -> N
 
     one, other = facts("hunter2"), facts("hunter3")
     assert "hunter" not in json.dumps(one)
-    assert [each.partition(" ")[0] for each in differences(one, other)] == ["environment"]
+    assert differences(one, other) == ["--env TOKEN has other values"]
     assert differences(one, facts("hunter2")) == []
 
 
@@ -147,4 +166,8 @@ def test_a_changed_model_is_another_one(tmp_path: Path) -> None:
     (tmp_path / "m.py").write_text("one")
     before = facts_of(config, 2.0)
     (tmp_path / "m.py").write_text("two")
-    assert [each.partition(" ")[0] for each in differences(before, facts_of(config, 2.0))] == ["target_digest"]
+    (said,) = differences(before, facts_of(config, 5.0))
+    digests = [hashlib.sha256(text).hexdigest()[:12] for text in (b"one", b"two")]
+    assert said == f"the model's file is {digests[0]} there and {digests[1]} now (SHA-256)"
+    elsewhere = {**facts_of(config, 2.0), "target": "other.py:M"}
+    assert len(differences(before, elsewhere)) == 1  # of two files it goes without saying

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from orch import runtime
 from orch.config import Config, resolve
 from orch.errors import ConfigError, Exit, NotRunning, StartFailed
 from orch.load import Rate
@@ -18,6 +19,7 @@ from orch.tuning.results import Results
 from orch.tuning.runner import Place, TimeUp, Tuner, deadline
 
 SAMPLES = ["a sample"]
+LOG = f"(log: {runtime.log_dir('tune')})"
 ROOM = 100
 
 
@@ -192,10 +194,24 @@ def test_without_the_models_own_size_the_way_out_is_told(world: World) -> None:
         raise Refused(Outcome.OUT_OF_MEMORY, "r0: no memory")
 
     world.settle = settle
-    with pytest.raises(StartFailed, match="r0: no memory; name the sizes to try: --max-batch-size 1,4,16") as failure:
+    with pytest.raises(StartFailed, match="r0: no memory; name smaller ones: --max-batch-size 1,4,16") as failure:
         tuner(world, Grid((1,), None, (False,), 0.05)).run()
     assert failure.value.exit_code == Exit.OUT_OF_MEMORY
     assert world.story[-1] == "stop"
+
+
+def test_a_broken_model_is_told_in_its_own_words(world: World) -> None:
+    """No other batch size would mend it."""
+
+    def settle(_size: int, _count: int) -> None:
+        raise Refused(Outcome.FAILED, "loading failed: OSError: no weights (log: /logs)")
+
+    world.settle = settle
+    run = tuner(world, Grid((1,), None, (False,), 0.05))
+    with pytest.raises(StartFailed, match=r"^loading failed: OSError: no weights \(log: /logs\)$") as failure:
+        run.run()
+    assert failure.value.exit_code == Exit.MODEL_LOAD
+    assert run.has_failed
 
 
 def test_what_cannot_be_had_is_a_row_and_not_the_end(world: World) -> None:
@@ -233,6 +249,7 @@ def test_a_replica_that_dies_under_the_load_voids_the_figures(world: World) -> N
     run = tuner(world, Grid((1, 2), (8,), (False,), 0.05))
     run.run()
     assert outcomes(world) == {(1, 8, False): "failed"}
+    assert world.rows[0].reason == f"r0 died while it was measured {LOG}"
     assert run.has_failed
 
 
@@ -240,7 +257,7 @@ def test_requests_that_fail_are_no_throughput(world: World) -> None:
     """The first error is the reason."""
     world.errors = 3
     tuner(world, Grid((1,), (8,), (False,), 0.05)).run()
-    assert [row.reason for row in world.rows] == ["3 requests failed, the first with ModelError: bad"]
+    assert [row.reason for row in world.rows] == [f"3 requests failed, the first with ModelError: bad {LOG}"]
 
 
 def test_an_instance_that_ends_under_the_load_is_a_failure(world: World) -> None:
@@ -251,7 +268,7 @@ def test_an_instance_that_ends_under_the_load_is_a_failure(world: World) -> None
 
     world.measure = measure
     tuner(world, Grid((1,), (8,), (False,), 0.05)).run()
-    assert [row.reason for row in world.rows] == ["it ended while it was measured: gone"]
+    assert [row.reason for row in world.rows] == [f"it ended while it was measured: gone {LOG}"]
 
 
 def test_what_holds_for_every_configuration_ends_the_run(world: World) -> None:

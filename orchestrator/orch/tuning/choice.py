@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Final
 
@@ -39,9 +40,10 @@ def baseline(rows: Sequence[Row], row: Row) -> Row | None:
     return min(same, key=lambda each: each.cell.mps, default=None)
 
 
-def settings_to_keep(cell: Cell, *, has_gpu: bool) -> str:
-    """The lines of orch.toml. Without a GPU MPS is no question, and has no line."""
-    lines = [f"replicas = {cell.replicas}", f"max_batch_size = {cell.max_batch_size}"]
+def settings_to_keep(cell: Cell, *, has_gpu: bool, target: str | None = None) -> str:
+    """The lines of orch.toml. Without a GPU MPS is no question, and has no line; target: None has none either."""
+    lines = [] if target is None else [f"target = {json.dumps(target, ensure_ascii=False)}"]
+    lines += [f"replicas = {cell.replicas}", f"max_batch_size = {cell.max_batch_size}"]
     if has_gpu:
         lines.append(f'mps = "{"on" if cell.mps else "off"}"')
     return "\n".join(lines) + "\n"

@@ -13,6 +13,7 @@ from orch.config import Config
 from orch.planning import gpu, remembered
 from orch.planning.devices import gpus_for
 from orch.planning.host import read_host
+from orch.tuning.words import SHOWN_DIGEST
 from orch.version import __version__
 
 # Settings that change how fast a model answers, beside the three that are tried out.
@@ -22,6 +23,10 @@ SETTINGS: Final = (
 # Of a variable's value: enough to notice a change, and too little to guess from. It may be a secret.
 SHORT_DIGEST: Final = 4
 SHOWN_MAX: Final = 80
+# Not compared: a longer window gives the same figure, only more surely; each row says how long it was measured.
+FREE: Final = ("seconds",)
+# What follows from another fact, and is not told beside it.
+IMPLIED: Final = {"target_digest": "target", "driver": "gpus"}
 
 
 def facts_of(config: Config, window_s: float) -> dict[str, Any]:
@@ -44,16 +49,30 @@ def facts_of(config: Config, window_s: float) -> dict[str, Any]:
 
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, each as "seconds is 2 there and 5 now"."""
-    return [
-        f"{name} is {_shown(there.get(name))} there and {_shown(now.get(name))} now"
-        for name in {**there, **now}
-        if there.get(name) != now.get(name)
-    ]
+    """What differs, each as "cores is 2 there and 4 now"; of tables the entries that do."""
+    names = [name for name in {**there, **now} if name not in FREE and there.get(name) != now.get(name)]
+    return [_difference(name, there.get(name), now.get(name)) for name in names if IMPLIED.get(name) not in names]
+
+
+def _difference(name: str, there: Any, now: Any) -> str:
+    if name == "target_digest":
+        return f"the model's file is {_short(there)} there and {_short(now)} now (SHA-256)"
+    if isinstance(there, Mapping) and isinstance(now, Mapping):
+        keys = [key for key in {**there, **now} if there.get(key) != now.get(key)]
+        if name == "environment":  # digests, which say nothing
+            return f"--env {', '.join(keys)} has other values"
+        return "; ".join(
+            f"{name}.{key} is {_shown(there.get(key))} there and {_shown(now.get(key))} now" for key in keys
+        )
+    return f"{name} is {_shown(there)} there and {_shown(now)} now"
+
+
+def _short(digest: object) -> str:
+    return str(digest)[:SHOWN_DIGEST]
 
 
 def _shown(value: object) -> str:
-    text = str(value)
+    text = "not set" if value is None else str(value)
     return text if len(text) <= SHOWN_MAX else text[:SHOWN_MAX] + "…"
 
 

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from orch.config import check
+from orch.config import SETTINGS, check, shown
 from orch.errors import ConfigError
 
 AUTO: Final = "auto"
+NUMBER: Final = "a whole number"  # how the rule of a count begins
 # Batch sizes grow by this from 1: finer steps change throughput by less than they cost to measure.
 SIZE_STEP: Final = 4
 # Counts of replicas grow by this, so that even the most that fit are reached in a few steps.
@@ -95,6 +96,18 @@ class Grid:
     mps: tuple[bool, ...]
     min_gain: float
 
+    def has(self, cell: Cell) -> bool:
+        """Whether it was asked for. What is not listed excludes nothing."""
+        return (
+            (self.replicas is None or cell.replicas in self.replicas)
+            and (self.max_batch_sizes is None or cell.max_batch_size in self.max_batch_sizes)
+            and cell.mps in self.mps
+        )
+
+    def asked(self, rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+        """The rows that were asked for, and the others."""
+        return [row for row in rows if self.has(row.cell)], [row for row in rows if not self.has(row.cell)]
+
     def series(self, own_size: int | None) -> list[Series]:
         """In the order to measure them: what is likely to pay first. own_size: the model's, None while unknown."""
         sizes: Sequence[int | None] = self.max_batch_sizes or ([None] if own_size is None else batch_sizes(own_size))
@@ -173,7 +186,18 @@ def read_mps(text: str | None, source: str) -> tuple[bool, ...] | None:
 def _read(field: str, text: str | None, source: str, example: str) -> tuple[int, ...] | None:
     if text is None or text.strip().lower() == AUTO:
         return None
-    return tuple(sorted({check(field, word, source) for word in _words(field, text, source, example)}))
+    return tuple(sorted({_number(field, word, text, source, example) for word in _words(field, text, source, example)}))
+
+
+def _number(field: str, word: str, text: str, source: str, example: str) -> int:
+    try:
+        return int(check(field, word, source))
+    except ConfigError:
+        allowed = NUMBER + SETTINGS[field].allowed.partition(NUMBER)[2]
+        raise ConfigError(
+            f"{field} = {shown(text)} (from {source}): {shown(word)} is not {allowed}; "
+            f"use auto, or a list such as {example}"
+        ) from None
 
 
 def _words(field: str, text: str, source: str, example: str) -> list[str]:
@@ -181,7 +205,7 @@ def _words(field: str, text: str, source: str, example: str) -> list[str]:
     for word in words:
         if not word or word.lower() in (AUTO, "best"):
             raise ConfigError(
-                f"{field} = {text} (from {source}): {word or 'an empty entry'} cannot be tried; "
+                f"{field} = {shown(text)} (from {source}): {word or 'an empty entry'} cannot be tried; "
                 f"use auto alone, or a list such as {example}"
             )
     return words

@@ -102,7 +102,10 @@ class Instance:
                 num_ready, deadline = now_ready, self._clock() + load_timeout_s + MARGIN_S
                 on_ready(num_ready)
             if self._clock() > deadline:
-                raise Refused(Outcome.FAILED, f"{num_ready} of {count} replicas were READY in time (--load-timeout)")
+                raise Refused(
+                    Outcome.FAILED,
+                    f"{num_ready} of {count} replicas were READY in time (--load-timeout; log: {self._logs})",
+                )
             time.sleep(POLL_S)
 
     def scale(self, count: int) -> None:
@@ -156,10 +159,14 @@ class Instance:
         for each in replicas:
             if each.get("state") == "QUARANTINED":
                 reason = str(each.get("reason"))
-                raise Refused(outcome_of(reason), f"{each.get('id')}: {reason}")
+                raise Refused(outcome_of(reason), f"{each.get('id')}: {reason} (log: {self._logs})")
         if status.get("settled") and len(replicas) < count:
             because = (status.get("plan") or {}).get("because") or ["the plan became smaller"]
             raise Refused(Outcome.DOES_NOT_FIT, f"{len(replicas)} of {count} replicas could be had: {because[-1]}")
+
+    @property
+    def _logs(self) -> Path:
+        return runtime.log_dir(self.name)
 
     def _ended(self) -> Refused | OrchError:
         """What its end means for the configuration, or for all of them."""

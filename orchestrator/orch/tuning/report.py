@@ -12,7 +12,7 @@ from orch.tuning import choice, words
 from orch.tuning.grid import Row
 from orch.tuning.plot import plot
 from orch.tuning.style import STYLE
-from orch.tuning.words import TIMES
+from orch.tuning.words import SHOWN_DIGEST, TIMES
 
 WIDE: Final = (760, 430)
 NARROW: Final = (360, 380)  # on a phone, where the wide one's letters would be too small to read
@@ -20,19 +20,19 @@ NARROW: Final = (360, 380)  # on a phone, where the wide one's letters would be 
 HOW: Final = """
 <p>Each configuration really ran under orch, under a load made of the model's warm-up samples, sent by clients on the
 same machine. <strong>Answers/s</strong>, <strong>p50</strong> and <strong>p99</strong> are from the same seconds of the
-same load: as many requests outstanding as give each replica a batch that runs and another that waits, and those that
-are on their way. That is all a configuration can do, and the latency it has while it does it; with fewer requests
-outstanding the latency falls towards <strong>alone</strong>, the median of one request at a time, and with more of them
-only the queue grows. A figure holds once two windows in a row agree within 2&nbsp;%; where they did not in the time
-given, it is marked ~.</p>
+same load: as many requests <strong>outstanding</strong> as give each replica a batch that runs and another that waits,
+and those that are on their way for 2&nbsp;ms (at most 16 batches for each replica). That is all a configuration can do,
+and the latency it has while it does it; with fewer requests outstanding the latency falls towards
+<strong>alone</strong>, the median of one request at a time, and with more of them only the queue grows. A figure holds
+once two windows in a row agree within 2&nbsp;%; where they did not in the time given, it is marked ~.</p>
 <p>A configuration is on the <strong>Pareto front</strong> if no other has both more throughput and less latency: what
 is not on it is beaten by something that is. The one kept has the highest throughput; of those within 2&nbsp;% of it,
 the one with the fewest replicas, then with the smallest batch, then without MPS.</p>
 """
 
-FIGURES: Final = ("answers/s", "p99", TIMES, "p50", "alone", "memory")
-SHOWN_DIGEST: Final = 12
+FIGURES: Final = ("answers/s", "p99", TIMES, "p50", "alone", "outstanding", "memory")
 BEST: Final = '<abbr title="best">★</abbr>'
+OTHER: Final = '<abbr title="not asked for this time">○</abbr>'
 FRONT: Final = '<abbr title="on the Pareto front">◆</abbr>'
 
 LABELS: Final[Mapping[str, str]] = {
@@ -46,7 +46,7 @@ LABELS: Final[Mapping[str, str]] = {
     "pin_cpus": "pin CPUs",
     "mps_thread_percentage": "MPS thread percentage",
     "max_batch_wait_s": "batch wait",
-    "seconds": "window",
+    "seconds": "window, the last time",
     "gpus": "GPUs",
     "driver": "driver",
     "cores": "CPU cores",
@@ -58,13 +58,18 @@ LABELS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a report tells. left: configurations that were not measured yet. when: the time, in words."""
+    """What a report tells.
+
+    rows: of what was asked for; others: known besides, and never chosen. left: configurations that were not measured
+    yet. when: the time, in words.
+    """
 
     rows: Sequence[Row]
     facts: Mapping[str, Any]
     max_latency_s: float | None
     left: int
     when: str
+    others: Sequence[Row] = ()
 
     @property
     def has_gpu(self) -> bool:
@@ -85,7 +90,7 @@ def render(report: Report) -> str:
             for size, name in ((WIDE, "wide"), (NARROW, "narrow"))
         )
         parts.append(f"<section><h2>Throughput against latency</h2>{''.join(pictures)}{_legend(report)}</section>")
-    if report.rows:
+    if report.rows or report.others:
         parts.append(f"<section><h2>Every configuration</h2>{_table(report, front, chosen)}</section>")
     parts.append(f"<section><h2>How to read it</h2>{HOW}</section>")
     parts.append(f"<section><h2>Measured for</h2>{_facts(report)}</section>")
@@ -149,30 +154,52 @@ def _legend(report: Report) -> str:
 
 
 def _table(report: Report, front: Sequence[Row], chosen: Row | None) -> str:
-    """The fastest first; at the end what could not be measured, and why."""
-    most = max((row.answers_per_s for row in report.rows), default=0.0)
+    """The fastest first, then what could not be measured, then what was not asked for; below it the reasons."""
+    most = max((row.answers_per_s for row in (*report.rows, *report.others)), default=0.0)
+    others = {row.cell for row in report.others}
     on_front = {row.cell for row in front}
     names = ["replicas", "batch", *(["MPS"] if report.has_gpu else [])]
     head = "".join(f'<th scope="col">{name}</th>' for name in (*names, *FIGURES))
     lines = []
-    for row in sorted(report.rows, key=lambda row: (not row.is_measured, -row.answers_per_s, row.cell)):
-        marks = [*([BEST] if row is chosen else []), *([FRONT] if row.cell in on_front else [])]
+    order = [
+        row
+        for rows in (report.rows, report.others)
+        for row in sorted(rows, key=lambda row: (not row.is_measured, -row.answers_per_s, row.cell))
+    ]
+    for row in order:
+        signs = ((BEST, row is chosen), (FRONT, row.cell in on_front), (OTHER, row.cell in others))
+        marks = [sign for sign, applies in signs if applies]
         values = [str(row.cell.replicas), str(row.cell.max_batch_size), "on" if row.cell.mps else "off"][: len(names)]
         cells = f'<td class="marks">{"".join(marks)}</td>' + "".join(f"<td>{value}</td>" for value in values)
         if row.is_measured:
-            cells += _figures(row, choice.baseline(report.rows, row), most)
+            cells += _figures(row, choice.baseline(order, row), most)
         else:
-            reason = escape(f"{row.outcome}: {row.reason}" if row.reason else str(row.outcome))
-            cells += f'<td class="why" colspan="{len(FIGURES)}">{reason}</td>'
-        lines.append(f'<tr class="{"best" if row is chosen else ""}">{cells}</tr>')
+            cells += f'<td class="why" colspan="{len(FIGURES)}">{row.outcome}</td>'
+        kind = "best" if row is chosen else "other" if row.cell in others else ""
+        lines.append(f'<tr class="{kind}">{cells}</tr>')
+    not_asked = f"<li>{OTHER} known from before, not asked for this time</li>" if others else ""
     return (
         '<div class="scroll" role="region" aria-label="Every configuration" tabindex="0"><table>'
         f'<thead><tr><th scope="col"><span class="unseen">marks</span></th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
         f'<ul class="legend"><li>{BEST} to keep</li><li>{FRONT} on the Pareto front</li>'
         f"<li>{TIMES} against one replica of the same batch size</li><li>alone: one request at a time</li>"
-        "<li>memory: of all replicas</li></ul>"
+        "<li>outstanding: requests under way, of which answers/s, p50 and p99 are</li>"
+        f"<li>memory: of all replicas</li>{not_asked}</ul>{_reasons(order, has_gpu=report.has_gpu)}"
     )
+
+
+def _reasons(rows: Sequence[Row], *, has_gpu: bool) -> str:
+    """Each reason once, with the configurations that it holds for."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.reason and not row.is_measured:
+            found.setdefault((row.outcome, row.reason), []).append(words.cell(row.cell, has_gpu=has_gpu))
+    entries = "".join(
+        f"<dt>{escape(outcome)}</dt><dd>{escape('; '.join(cells))}: {escape(reason)}</dd>"
+        for (outcome, reason), cells in found.items()
+    )
+    return f'<dl class="facts reasons">{entries}</dl>' if entries else ""
 
 
 def _figures(row: Row, one: Row | None, most: float) -> str:
@@ -182,7 +209,8 @@ def _figures(row: Row, one: Row | None, most: float) -> str:
     memory = "-" if not row.footprint_bytes else format_size(row.footprint_bytes * row.cell.replicas)
     bar = f'<span class="bar" style="width:{share:.0%}"></span>'
     rate = f'<td class="rate">{bar}{unsteady}{words.rate(row.answers_per_s)}</td>'
-    rest = (words.latency(row.p99_s), gain, words.latency(row.p50_s), words.latency(row.alone_s), memory)
+    p99, p50, alone = map(words.latency, (row.p99_s, row.p50_s, row.alone_s))
+    rest = (p99, gain, p50, alone, f"{row.outstanding:,}", memory)
     return rate + "".join(f"<td>{figure}</td>" for figure in rest)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from orch import load
+from orch import load, runtime
 from orch.config import Config
 from orch.errors import Exit, NotRunning, OrchError, StartFailed
 from orch.planning.paying import load_for
@@ -25,6 +25,7 @@ MAX_WINDOWS: Final = 15
 # One request at a time: its median is found in a part of the time that a rate takes.
 ALONE_SHARE: Final = 0.25
 ALONE_WINDOWS: Final = 4
+INSTEAD: Final = "orch tune has no other load"
 
 
 class TimeUp(Exception):
@@ -51,6 +52,10 @@ class Place:
     @property
     def output(self) -> Path:
         return self.directory / "output"
+
+    @property
+    def logs(self) -> Path:
+        return runtime.log_dir(self.name)
 
     @property
     def samples(self) -> Path:
@@ -113,7 +118,7 @@ class Tuner:
         tick: Callable[[], None],
         publish: Callable[[], None] = lambda: None,
         measure: Measure = load.measure,
-        read_samples: Callable[[Path], list[Any]] = load.load_samples,
+        read_samples: Callable[[Path], list[Any]] = lambda path: load.load_samples(path, instead=INSTEAD),
         room: Callable[[Config, Mapping[str, Any], bool], int] = room_for,
     ) -> None:
         self._config, self._grid, self._results, self._view = config, grid, results, view
@@ -204,8 +209,8 @@ class Tuner:
         self._view.doing(f"{self._named(cell.series)}: measuring {words.replicas(count)}")
         measured = self._measure(status, cell)
         after = instance.status()
-        if _deaths(after) != _deaths(status):
-            raise Refused(Outcome.FAILED, "a replica died while it was measured; its log says why")
+        if died := _died(status, after):
+            raise Refused(Outcome.FAILED, f"{died} died while it was measured (log: {self._place.logs})")
         memory = max((each.get("footprint_bytes") or 0 for each in status["replicas"]), default=0) or None
         return dataclasses.replace(measured, footprint_bytes=memory, fits=self._room(self._config, after, series.mps))
 
@@ -217,7 +222,7 @@ class Tuner:
             full = load_for(cell.replicas, cell.max_batch_size, batch_s)
             rate = self._load(endpoint, full.outstanding, window_s, max(full.max_s, window_s * MAX_WINDOWS))
         except NotRunning as err:
-            raise Refused(Outcome.FAILED, f"it ended while it was measured: {err}") from err
+            raise Refused(Outcome.FAILED, f"it ended while it was measured: {err} (log: {self._place.logs})") from err
         return Row(
             cell,
             Outcome.MEASURED,
@@ -241,7 +246,9 @@ class Tuner:
             on_tick=lambda _answers: self._tick(),
         )
         if rate.errors:
-            raise Refused(Outcome.FAILED, f"{rate.errors} requests failed, the first with {rate.error}")
+            raise Refused(
+                Outcome.FAILED, f"{rate.errors} requests failed, the first with {rate.error} (log: {self._place.logs})"
+            )
         if not rate.answers:
             raise Refused(Outcome.FAILED, f"no answer within {max_s:g} s to {outstanding} requests")
         return rate
@@ -254,17 +261,22 @@ class Tuner:
         return size
 
     def _unknown(self, refused: Refused) -> StartFailed:
-        """Without its own batch size there is no saying which others to try."""
+        """Without its own batch size there is no saying which others to try; smaller ones help want of room alone."""
         code = {Outcome.DOES_NOT_FIT: Exit.DOES_NOT_FIT, Outcome.OUT_OF_MEMORY: Exit.OUT_OF_MEMORY}
+        if refused.outcome not in code:
+            return StartFailed(refused.reason, Exit.MODEL_LOAD)
         return StartFailed(
             f"the model's own batch size could not be tried out: {refused.outcome}: {refused.reason}; "
-            "name the sizes to try: --max-batch-size 1,4,16",
-            code.get(refused.outcome, Exit.MODEL_LOAD),
+            "name smaller ones: --max-batch-size 1,4,16",
+            code[refused.outcome],
         )
 
 
-def _deaths(status: dict[str, Any]) -> list[tuple[Any, Any]]:
-    return [(each.get("id"), each.get("restarts")) for each in status.get("replicas", ())]
+def _died(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """The replicas that were started again, or are gone; nothing if all are as they were."""
+    left = {each.get("id"): each.get("restarts") for each in after.get("replicas", ())}
+    names = [each.get("id") for each in before["replicas"] if left.get(each.get("id"), -1) != each.get("restarts")]
+    return ", ".join(map(str, names))
 
 
 def deadline(limit_s: float | None, clock: Callable[[], float] = time.monotonic) -> Callable[[], None]:

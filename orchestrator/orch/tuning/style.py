@@ -61,6 +61,8 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th { color: var(--soft); font-weight: 500; font-size: .82rem }
 th, td { padding: .42rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule) }
 tbody tr:last-child td { border-bottom: 0 }
+tr.other td { color: var(--soft) }
+.reasons { margin-top: 1rem }
 tr.best td { background: var(--tint); font-weight: 650 }
 .rate { position: relative; min-width: 6.5rem }
 .bar { position: absolute; inset: .3rem auto .3rem 0; background: var(--bar); border-radius: 3px; z-index: 0 }

@@ -16,7 +16,11 @@ EXIT_OF: Final = {Outcome.DOES_NOT_FIT: Exit.DOES_NOT_FIT, Outcome.OUT_OF_MEMORY
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The state of a grid. left: configurations to measure, about. result_file, report_file: where to look."""
+    """The state of a grid.
+
+    rows: of what was asked for; others: what the result file has besides. left: configurations to measure, about.
+    result_file, report_file: where to look. target: for the settings to keep; None leaves it out.
+    """
 
     rows: Sequence[Row]
     left: int
@@ -24,6 +28,8 @@ class Summary:
     max_latency_s: float | None
     result_file: str
     report_file: str
+    target: str | None = None
+    others: Sequence[Row] = ()
 
     @property
     def best(self) -> Row | None:
@@ -41,17 +47,20 @@ class Summary:
         else:
             one = choice.baseline(self.rows, best)
             said = words.verdict(best, one, self.rows, self.max_latency_s, has_gpu=self.has_gpu)
-            lines = [f"# {said}\n", choice.settings_to_keep(best.cell, has_gpu=self.has_gpu)]
-        return "".join([*lines, f"# results: {self.result_file}\n# report: {self.report_file}\n"])
+            lines = [f"# {said}\n", self._settings(best)]
+        if not self.is_empty:
+            lines.append(f"# results: {self.result_file}\n# report: {self.report_file}\n")
+        return "".join(lines)
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
         best = self.best
-        keep = None if best is None else choice.settings_to_keep(best.cell, has_gpu=self.has_gpu)
+        keep = None if best is None else self._settings(best)
         return {
             "best": None if best is None else as_json(best),
             "orch.toml": keep,
             "rows": [as_json(row) for row in self.rows],
+            "other_rows": [as_json(row) for row in self.others],
             "front": [dataclasses.asdict(row.cell) for row in choice.front(self.rows)],
             "left": self.left,
             "result_file": self.result_file,
@@ -60,6 +69,8 @@ class Summary:
 
     def what_is_left(self) -> str:
         """After an end before the end."""
+        if self.is_empty:
+            return f"nothing is measured yet, about {self.left} left: the same command begins again"
         kept = f"{words.configurations(len(self.rows))} kept in {self.result_file}"
         return f"{kept}, about {self.left} left: the same command goes on with them"
 
@@ -68,9 +79,12 @@ class Summary:
         first = self.rows[0]
         said = f"{words.cell(first.cell, has_gpu=self.has_gpu)}: {words.figures(first)}"
         return StartFailed(
-            f"not one configuration could be measured: {said} (all of them: {self.report_file})",
+            f"not one configuration could be measured: {said}",
             EXIT_OF.get(first.outcome, Exit.MODEL_LOAD),
         )
+
+    def _settings(self, row: Row) -> str:
+        return choice.settings_to_keep(row.cell, has_gpu=self.has_gpu, target=self.target)
 
     def _why_none(self) -> str:
         measured = [row for row in self.rows if row.is_measured]

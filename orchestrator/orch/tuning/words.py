@@ -8,6 +8,7 @@ from typing import Final
 from orch.tuning.grid import Cell, Outcome, Row, Series
 
 TIMES: Final = "\N{MULTIPLICATION SIGN}"
+SHOWN_DIGEST: Final = 12  # hex digits
 
 
 def rate(answers_per_s: float) -> str:
