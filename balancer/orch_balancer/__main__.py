@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import select
 import signal
 import socket
@@ -14,6 +15,8 @@ from orch_balancer.broker import Broker, Settings
 
 # The supervisor writes the settings right after it starts us.
 FIRST_WORDS_S = 10.0
+# Objects between two collections. Requests are freed as they end, and what is queued would be looked through in vain.
+GC_EVERY = 50_000
 
 
 def first_messages(link: Link) -> list[Message]:
@@ -44,6 +47,8 @@ def main(argv: list[str]) -> int:
     for message in rest:
         broker.handle(message)
     link.send(event="bound")
+    gc.freeze()
+    gc.set_threshold(GC_EVERY)
     return broker.run()
 
 

@@ -14,7 +14,7 @@ import zmq
 from orch import chunk, wire
 from orch.errors import RemoteProtocolError
 from orch.page import StatusPage
-from orch.wire import Kind, Record
+from orch.wire import AnyRecord, Kind, Piece, Record, addressed, as_piece, changed
 from orch_balancer.entry import Entry
 from orch_balancer.leases import Lease
 from orch_balancer.outlet import Outlet
@@ -57,7 +57,7 @@ class Back:
         pages_fd: int,
         welcome: dict[str, Any],
         *,
-        answer: Callable[[bytes, Record], None],
+        answer: Callable[[bytes, AnyRecord], None],
         opened: Callable[[Expected], None],
         gave_up: Callable[[Worker], None],
     ) -> None:
@@ -92,7 +92,7 @@ class Back:
                 if worker is None:
                     self._open(route, head, wire.decode(head.bytes, frames)[0])
                     continue
-                records = wire.decode(head, frames)
+                records = wire.receive(head, frames)
                 if records[0].kind == Kind.RETURN:  # always alone
                     self._router.leases.let_go(worker.process, chunk.read_numbers(records[0].body))
                     continue
@@ -105,7 +105,8 @@ class Back:
         """Give requests to workers."""
         for worker, entries in assignments:
             granted = [_granted(entry, entry.result) for entry in entries if entry.result is not None]
-            self.outlet.put_all(worker.route, granted + [_dispatched(entry) for entry in entries])
+            given = [addressed(entry.request, entry.attempts, entry.ticket) for entry in entries]
+            self.outlet.put_all(worker.route, granted + given)
 
     def flush(self) -> None:
         """Send; a worker that cannot be reached is dying."""
@@ -122,10 +123,10 @@ class Back:
             if page is not None:
                 page.cancel(entry.ticket)
 
-    def pass_credit(self, entry: Entry | None, credit: Record) -> None:
+    def pass_credit(self, entry: Entry | None, credit: AnyRecord) -> None:
         """A client has read parts of a stream: its worker may send more."""
         if entry is not None and entry.worker is not None:
-            self.outlet.put(entry.worker.route, credit._replace(ticket=entry.ticket))
+            self.outlet.put(entry.worker.route, changed(credit, ticket=entry.ticket))
 
     # --- lives ---------------------------------------------------------------------------------------------------
 
@@ -163,6 +164,8 @@ class Back:
 
     def next_deadline(self) -> float | None:
         """When `tick` has something to do."""
+        if not self._dying:
+            return None
         return min((since + VERDICT_S for _, since in self._dying.values()), default=None)
 
     def drained(self) -> list[Worker]:
@@ -262,17 +265,9 @@ class Back:
             )  # fmt: skip
 
 
-def _granted(entry: Entry, result: Lease) -> Record:
+def _granted(entry: Entry, result: Lease) -> Piece:
     """The chunk that the worker may put the request's result into."""
-    return Record(Kind.GRANT, ticket=entry.ticket, body=chunk.write_chunks([result.chunk]))
-
-
-def _dispatched(entry: Entry) -> Record:
-    request = entry.request
-    return Record(
-        Kind.REQUEST, request.flags, request.priority, entry.attempts, request.model, request.request_id,
-        entry.ticket, request.deadline_ns, request.rows, request.body, request.frames,
-    )  # fmt: skip
+    return as_piece(Record(Kind.GRANT, ticket=entry.ticket, body=chunk.write_chunks([result.chunk])))
 
 
 def _is(peer: Peer | None, pid: int) -> bool:

@@ -21,7 +21,7 @@ from orch_balancer.handout import Handout
 from orch_balancer.peers import Watch
 from orch_balancer.pool import Worker
 from orch_balancer.router import Cause, Limits, Router
-from orch_balancer.sockets import LINGER_MS, bind
+from orch_balancer.sockets import LINGER_MS, MAX_PASS, bind
 
 # Messages that libzmq takes from one peer before it is our turn: with the bound on a pass, what a flood can pile up.
 FRONT_RCVHWM, BACK_RCVHWM = 64, 1_000
@@ -86,7 +86,8 @@ class Broker:
         )
         self._front = Front(front, router, self._back, self._watch, welcome)
         self._poller = zmq.Poller()
-        for readable in (front, back, self._watch.fileno()):
+        self._readers = {back: self._back.read, front: self._front.read}
+        for readable in (back, front, self._watch.fileno()):
             self._poller.register(readable, zmq.POLLIN)
         self._said_empty = False
         self._resent_at = time.monotonic() + RESEND_GRACE_S
@@ -95,10 +96,7 @@ class Broker:
     def run(self) -> int:
         """Serve until the supervisor says stop (OK) or is gone (ORPHANED)."""
         while not self._finished and not self._link.closed:
-            self._poller.poll(self._timeout_ms())
-            self._watch.dispatch()
-            self._back.read()
-            self._front.read()
+            self._read(self._poller.poll(self._timeout_ms()))
             now = time.monotonic()
             self._back.tick(now)
             for session, record in self._router.expire(now):
@@ -110,6 +108,18 @@ class Broker:
             self._report()
         self._context.destroy(linger=LINGER_MS if self._finished else 0)
         return Exit.OK if self._finished else Exit.ORPHANED
+
+    def _read(self, readable: list[tuple[Any, int]]) -> None:
+        """Only what has something. The watch comes first: who is gone is not to be given what is read next."""
+        named = dict(readable)
+        if self._watch.fileno() in named:
+            self._watch.dispatch()
+        # To look for a second message costs as much as to poll again, and while next to nothing is on its way there
+        # is none; under load, what is read in one pass is packed into one message.
+        limit = MAX_PASS if self._router.num_entries > 1 else 1
+        for socket, read in self._readers.items():
+            if socket in named:
+                read(limit)
 
     def _timeout_ms(self) -> int | None:
         """Until the next thing that happens by itself; None: nothing does."""

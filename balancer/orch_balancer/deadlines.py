@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Iterator
 
 from orch.wire import NO_DEADLINE
-from orch_balancer.entry import Entry, Place
+from orch_balancer.entry import DONE, Entry
 
 SLACK = 1024
 
@@ -31,7 +31,7 @@ class Deadlines:
             return
         self._ended += 1
         if 2 * self._ended > len(self._heap) + SLACK:
-            self._heap = [item for item in self._heap if item[2].place is not Place.DONE]
+            self._heap = [item for item in self._heap if item[2].place is not DONE]
             heapq.heapify(self._heap)
             self._ended = 0
 
@@ -39,7 +39,7 @@ class Deadlines:
         """Entries, not ended, whose deadline has passed; each is given once."""
         while self._heap and self._heap[0][0] <= now_ns:
             entry = heapq.heappop(self._heap)[2]
-            if entry.place is not Place.DONE:
+            if entry.place is not DONE:
                 yield entry
             else:
                 self._ended -= 1

@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
-from orch.wire import Flag, Record
+from orch.wire import AnyRecord, Flag
 from orch_balancer.leases import Lease
 
 
@@ -17,6 +17,10 @@ class Place(enum.Enum):
     SUSPECT = "suspect"  # waits to run alone
     DISPATCHED = "dispatched"
     DONE = "done"
+
+
+# A member that is looked up in its enum costs as much as the rest of a line.
+QUEUED, SUSPECT, DISPATCHED, DONE = Place
 
 
 @dataclass(slots=True, eq=False)
@@ -34,13 +38,20 @@ class Session:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A ledger line. Its key is (session, request id)."""
+    """A ledger line. Its key is (session, request id).
+
+    What is read more than once of the request is copied: a NamedTuple's field costs three times as much as a slot.
+    """
 
     session: Session
-    request: Record
+    request: AnyRecord
     admitted_at: float
     num_bytes: int
-    place: Place = Place.QUEUED
+    request_id: int  # the client's number for it
+    rows: int  # batch rows it takes
+    priority: int  # its class; lower runs first
+    is_stream: bool  # answered in parts, which takes as long as its reader does
+    place: Place = QUEUED
     attempts: int = 0  # dispatches whose end, so far, would count
     ticket: int = 0  # of the running dispatch, 0 while queued
     worker: Any = None
@@ -49,26 +60,6 @@ class Entry:
     sent_parts: bool = False
     lease: Lease | None = None  # of the chunk that its large frames are in
     result: Lease | None = None  # of the chunk that the running dispatch may put its result into
-
-    @property
-    def request_id(self) -> int:
-        """The client's number for it."""
-        return self.request.request_id
-
-    @property
-    def rows(self) -> int:
-        """Batch rows it takes."""
-        return self.request.rows
-
-    @property
-    def priority(self) -> int:
-        """Its class; lower runs first."""
-        return self.request.priority
-
-    @property
-    def is_stream(self) -> bool:
-        """Whether it is answered in parts, which takes as long as its reader does."""
-        return bool(self.request.flags & Flag.STREAM)
 
     @property
     def may_retry(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from orch.wire import Priority
 from orch_balancer import policy
-from orch_balancer.entry import Entry, Place
+from orch_balancer.entry import QUEUED, Entry
 
 # Removed entries stay in their deque, emptied, until they reach its head; beyond this many more than live ones the
 # deques are rebuilt, so removal costs O(1) on average and memory stays proportional to what waits.
@@ -23,53 +23,128 @@ class _Class:
         self.turns: deque[bytes] = deque()  # every client with a deque, the next to serve first
         self.rows = 0
         self.rows_of: dict[bytes, int] = {}  # of each client that has rows waiting here
+        self.removed = 0  # entries that are still in a deque
+
+    def __iter__(self) -> Iterator[Entry]:
+        for entries in (self.first, *self.by_client.values()):
+            yield from (entry for entry in entries if entry.place is QUEUED)
+
+    def came(self, client: bytes, rows: int) -> None:
+        """Count rows of a client."""
+        self.rows += rows
+        self.rows_of[client] = self.rows_of.get(client, 0) + rows
+
+    def went(self, client: bytes, rows: int) -> None:
+        """Count them no more."""
+        self.rows -= rows
+        left = self.rows_of[client] - rows
+        if left:
+            self.rows_of[client] = left
+        else:
+            del self.rows_of[client]
+
+    def drain(self) -> Iterator[Entry]:
+        """The live entries as they are to run, each out of its deque when it is given; not counted."""
+        first, turns, by_client = self.first, self.turns, self.by_client
+        while first:
+            entry = first.popleft()
+            if entry.place is QUEUED:
+                yield entry
+            else:
+                self.removed -= 1
+        while turns:
+            client = turns.popleft()
+            line = by_client[client]
+            while line:
+                entry = line.popleft()
+                if entry.place is QUEUED:
+                    if line:
+                        turns.append(client)
+                    else:
+                        del by_client[client]
+                    yield entry
+                    break
+                self.removed -= 1
+            else:
+                del by_client[client]
+
+    def rebuild(self) -> None:
+        """Without what was removed."""
+        self.first = deque(entry for entry in self.first if entry.place is QUEUED)
+        lines = {
+            client: deque(entry for entry in line if entry.place is QUEUED) for client, line in self.by_client.items()
+        }
+        self.by_client = {client: line for client, line in lines.items() if line}
+        self.turns = deque(client for client in self.turns if client in self.by_client)
+        self.removed = 0
 
 
 class FairQueue:
-    """Owns the order of what waits. Entries that left their place QUEUED are skipped."""
+    """Owns the order of what waits. Entries whose place is not QUEUED any more are skipped."""
 
     def __init__(self) -> None:
         self._classes = [_Class() for _ in Priority]
         self._counts = [0 for _ in Priority]
-        self._len = 0
         self._turn = 0
-        self._removed = 0
-        self.rows = 0
 
     def __len__(self) -> int:
-        return self._len
+        return sum(self._counts)
 
     def __iter__(self) -> Iterator[Entry]:
         for each in self._classes:
-            for entries in (each.first, *each.by_client.values()):
-                yield from (entry for entry in entries if entry.place is Place.QUEUED)
+            yield from each
+
+    @property
+    def rows(self) -> int:
+        """Of all that waits."""
+        return sum([each.rows for each in self._classes])
 
     def push(self, entry: Entry) -> None:
         """Last in its client's line."""
-        each = self._classes[entry.priority]
-        client = entry.session.id
+        priority = entry.priority
+        each, client = self._classes[priority], entry.session.id
         line = each.by_client.get(client)
         if line is None:
             line = each.by_client[client] = deque()
             each.turns.append(client)
         line.append(entry)
-        self._count(entry, 1)
+        self._counts[priority] += 1
+        each.came(client, entry.rows)
 
     def push_first(self, entry: Entry) -> None:
         """Ahead of everything in its class."""
         each = self._classes[entry.priority]
         each.first.appendleft(entry)
-        self._count(entry, 1)
+        self._counts[entry.priority] += 1
+        each.came(entry.session.id, entry.rows)
 
-    def pop(self) -> Entry | None:
-        """The next to run; the caller moves it out of Place.QUEUED."""
-        priority = policy.next_class(self._counts, self._turn)
-        if priority is None:
-            return None
-        self._turn += 1
-        entry = self._take(self._classes[priority])
-        self._count(entry, -1)
-        return entry
+    def take(self, wanted: int, room: int) -> list[Entry]:
+        """The next to run, up to `wanted` rows: at least one, even one that is larger than the room.
+
+        No more than `room` rows together otherwise. The caller moves them out of the queue.
+        """
+        taken: list[Entry] = []
+        rows, is_full = 0, False
+        while not is_full and (priority := policy.next_class(self._counts, self._turn)) is not None:
+            each, num_before = self._classes[priority], len(taken)
+            # Where no other class waits, every turn is this one's.
+            alone = self._counts[priority] == len(self)
+            for entry in each.drain():
+                if taken and rows + entry.rows > room:
+                    each.first.appendleft(entry)
+                    is_full = True
+                    break
+                taken.append(entry)
+                rows += entry.rows
+                each.went(entry.session.id, entry.rows)
+                # A stream may take any time: nothing is to wait behind it.
+                is_full = rows >= wanted or entry.is_stream
+                if is_full or not alone:
+                    break
+            num_taken = len(taken) - num_before
+            self._counts[priority] -= num_taken
+            self._turn += num_taken
+        return taken
 
     def rows_ahead(self, client: bytes, priority: int) -> int:
         """About how many rows run before one that the client would push now: higher classes, then turn by turn."""
@@ -79,55 +154,11 @@ class FairQueue:
         return sum(higher.rows for higher in self._classes[:priority]) + min(each.rows, (own + 1) * num_clients)
 
     def forget(self, entry: Entry) -> None:
-        """Account for an entry that was just moved out of Place.QUEUED elsewhere: cancelled or expired."""
-        self._count(entry, -1)
-        self._removed += 1
-        if self._removed > len(self) + SLACK:
-            self._rebuild()
-
-    def _count(self, entry: Entry, sign: int) -> None:
-        self._counts[entry.priority] += sign
-        self._len += sign
-        rows = sign * entry.rows
-        self.rows += rows
-        each, client = self._classes[entry.priority], entry.session.id
-        each.rows += rows
-        each.rows_of[client] = each.rows_of.get(client, 0) + rows
-        if not each.rows_of[client]:
-            del each.rows_of[client]
-
-    def _take(self, each: _Class) -> Entry:
-        """The first live entry of a class that has one."""
-        while each.first:
-            entry = each.first.popleft()
-            if entry.place is Place.QUEUED:
-                return entry
-            self._removed -= 1
-        while True:
-            client = each.turns.popleft()
-            line = each.by_client[client]
-            while line:
-                entry = line.popleft()
-                if entry.place is Place.QUEUED:
-                    self._end_turn(each, client, line)
-                    return entry
-                self._removed -= 1
-            del each.by_client[client]
-
-    @staticmethod
-    def _end_turn(each: _Class, client: bytes, line: deque[Entry]) -> None:
-        if line:
-            each.turns.append(client)
-        else:
-            del each.by_client[client]
-
-    def _rebuild(self) -> None:
-        for each in self._classes:
-            each.first = deque(entry for entry in each.first if entry.place is Place.QUEUED)
-            lines = {
-                client: deque(entry for entry in line if entry.place is Place.QUEUED)
-                for client, line in each.by_client.items()
-            }
-            each.by_client = {client: line for client, line in lines.items() if line}
-            each.turns = deque(client for client in each.turns if client in each.by_client)
-        self._removed = 0
+        """Account for an entry that was just moved elsewhere: cancelled or expired."""
+        priority = entry.priority
+        each = self._classes[priority]
+        self._counts[priority] -= 1
+        each.went(entry.session.id, entry.rows)
+        each.removed += 1
+        if each.removed > self._counts[priority] + SLACK:
+            each.rebuild()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import zmq
 
 from orch import chunk, wire
 from orch.errors import RemoteProtocolError, WorkerLost
-from orch.wire import Flag, Kind, Record
+from orch.wire import AnyRecord, Flag, Kind, Record, changed
 from orch_balancer.back import Back
 from orch_balancer.entry import Session
 from orch_balancer.outlet import Outlet
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 # A stream of malformed messages is logged no more often than this.
 LOG_EVERY_S = 1.0
 MAX_DEADLINE_NS = 2**63 - 1
+REQUEST = int(Kind.REQUEST)  # looked up once: it is asked of every record
 
 
 class Front:
@@ -44,9 +46,9 @@ class Front:
         self.malformed = 0
         self._log_after = 0.0
 
-    def read(self) -> None:
+    def read(self, limit: int = MAX_PASS) -> None:
         """One bounded pass."""
-        for _ in range(MAX_PASS):
+        for _ in range(limit):
             message = receive(self._socket, self._sessions)
             if message is None:
                 return
@@ -56,7 +58,7 @@ class Front:
                 if session is None:
                     self._greet(route, head, frames)
                 else:
-                    self._serve(session, wire.decode(head, frames))
+                    self._serve(session, wire.receive(head, frames))
             except RemoteProtocolError as err:
                 self._malformed_from(route, err)
 
@@ -79,7 +81,7 @@ class Front:
 
     def _greet(self, route: bytes, head: zmq.Frame, frames: list[zmq.Frame]) -> None:
         """An unknown route: HELLO opens a session; anything else is answered with our HELLO, which asks for it."""
-        first, *others = wire.decode(head.bytes, frames)
+        first, *others = wire.receive(head.bytes, frames)
         if first.kind != Kind.HELLO:
             if first.kind != Kind.GOODBYE:
                 self.outlet.put(route, Record(Kind.HELLO))
@@ -108,11 +110,11 @@ class Front:
         self.outlet.put(route, self._welcome)
         self._serve(session, others)
 
-    def _serve(self, session: Session, records: list[Record]) -> None:
+    def _serve(self, session: Session, records: Sequence[AnyRecord]) -> None:
         now = time.monotonic()
         for record in records:
             kind = record.kind
-            if kind == Kind.REQUEST:
+            if kind == REQUEST:
                 if record.flags & Flag.BUDGET:
                     record = on_our_clock(record)  # noqa: PLW2901
                 refused = self._router.admit(session, record, now)
@@ -137,7 +139,7 @@ class Front:
             else:
                 raise RemoteProtocolError(f"a client sent kind {Kind(kind).name}")
 
-    def _lend(self, session: Session, record: Record) -> None:
+    def _lend(self, session: Session, record: AnyRecord) -> None:
         """A client has mapped the arena, and wants chunks: `rows` of so many bytes each, or just results there."""
         if not self._watch.watches(self._pid_of.get(session.id, 0)):
             return  # nobody would learn of its death, and so of the end of its leases
@@ -185,10 +187,10 @@ class Front:
                 self._leave(session.route, None)
 
 
-def on_our_clock(request: Record) -> Record:
+def on_our_clock(request: AnyRecord) -> AnyRecord:
     """A request from another host brings what remains of its time, because clocks differ; 0 or less: nothing."""
     if not request.deadline_ns:
         return request
     # At least 1: 0 would mean no deadline at all. At most what the header holds.
     deadline_ns = min(max(1, time.monotonic_ns() + request.deadline_ns), MAX_DEADLINE_NS)
-    return request._replace(deadline_ns=deadline_ns, flags=request.flags & ~Flag.BUDGET)
+    return changed(request, deadline_ns=deadline_ns, flags=request.flags & ~Flag.BUDGET)

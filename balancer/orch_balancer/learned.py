@@ -55,6 +55,11 @@ class ResultBytes:
             self._most = max(num_bytes, self._most * FADE)
 
     @property
+    def are_large(self) -> bool:
+        """Whether most results are."""
+        return self._large_share > MOST
+
+    @property
     def expected(self) -> int:
         """Bytes; 0 while most results are small."""
-        return int(self._most) if self._large_share > MOST else 0
+        return int(self._most) if self.are_large else 0

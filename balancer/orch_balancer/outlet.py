@@ -9,10 +9,12 @@ from typing import Any
 import zmq
 
 from orch import payload, wire
-from orch.wire import Record
+from orch.wire import AnyRecord, Piece, as_piece
 
 # What may wait for one peer beyond ZeroMQ's own pipe. A peer that lets more pile up does not read; it is dropped.
 MAX_OUTBOX_BYTES = 64 * 1024 * 1024
+# Plain integers, because to join two of pyzmq's flags costs as much as to send.
+NOBLOCK, MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
 
 
 class Outlet:
@@ -24,29 +26,31 @@ class Outlet:
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self.socket = socket
-        self._pending: dict[bytes, list[Record]] = {}
+        self._pending: dict[bytes, list[Piece]] = {}
         self._outboxes: dict[bytes, deque[list[Any]]] = {}
         self._outbox_bytes: dict[bytes, int] = {}
 
-    def put(self, route: bytes, record: Record) -> None:
+    def put(self, route: bytes, record: AnyRecord) -> None:
         """Send with the next `flush`."""
+        piece = as_piece(record)
         pending = self._pending.get(route)
         if pending is None:
-            self._pending[route] = [record]
+            self._pending[route] = [piece]
         else:
-            pending.append(record)
+            pending.append(piece)
 
-    def put_all(self, route: bytes, records: Iterable[Record]) -> None:
+    def put_all(self, route: bytes, pieces: Iterable[Piece]) -> None:
         """Send these, in order, with the next `flush`."""
-        self._pending.setdefault(route, []).extend(records)
+        self._pending.setdefault(route, []).extend(pieces)
 
     def flush(self) -> list[bytes]:
         """Send what is put and what waits in outboxes. Returns the routes to give up: gone, or not reading."""
         failed = [route for route in list(self._outboxes) if not self._retry(route)]
         if self._pending:
             pending, self._pending = self._pending, {}
-            for route, records in pending.items():
-                if route not in failed and not self._send_all(route, records):
+            for route, pieces in pending.items():
+                # Every message is sent or kept, also behind one that could not be.
+                if route not in failed and not all([self._send(route, each) for each in wire.pack(pieces)]):  # noqa: C419
                     failed.append(route)
         for route in failed:
             self.drop(route)
@@ -63,11 +67,7 @@ class Outlet:
         self._outboxes.pop(route, None)
         self._outbox_bytes.pop(route, None)
 
-    def _send_all(self, route: bytes, records: list[Record]) -> bool:
-        return all([self._send(route, run) for run in wire.messages(records)])  # noqa: C419  every one is sent or kept
-
-    def _send(self, route: bytes, records: list[Record]) -> bool:
-        message = wire.encode(records)
+    def _send(self, route: bytes, message: list[Any]) -> bool:
         if route in self._outboxes:
             return self._keep(route, message)
         try:
@@ -80,11 +80,11 @@ class Outlet:
 
     def _write(self, route: bytes, message: list[Any]) -> None:
         send = self.socket.send
-        send(route, zmq.NOBLOCK | zmq.SNDMORE)
+        send(route, MORE)
         last = len(message) - 1
         for i, frame in enumerate(message):
             # The pipe took the route, so it takes the whole message: a high-water mark counts messages.
-            send(frame, zmq.NOBLOCK | zmq.SNDMORE if i < last else zmq.NOBLOCK, copy=not i)
+            send(frame, MORE if i < last else NOBLOCK, copy=not i)
 
     def _keep(self, route: bytes, message: list[Any]) -> bool:
         box = self._outboxes.setdefault(route, deque())

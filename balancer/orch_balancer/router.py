@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from orch import chunk, errors, payload
-from orch.wire import FINAL, NO_DEADLINE, Flag, Kind, Record, error_record, make_ticket
+from orch.wire import FINAL, NO_DEADLINE, AnyRecord, Flag, Kind, Record, changed, error_record, make_ticket
 from orch_balancer import policy
 from orch_balancer.deadlines import Deadlines
-from orch_balancer.entry import Entry, Place, Session
+from orch_balancer.entry import DISPATCHED, DONE, QUEUED, SUSPECT, Entry, Place, Session
 from orch_balancer.leases import Leases
 from orch_balancer.pool import Pool, Worker
 
@@ -97,7 +97,7 @@ class Router:
         self.counts = Counts()
         self.answered_by: dict[str, int] = {}  # by replica, over the lives of its workers
         self.admitting = True
-        self.num_bytes = 0
+        self.num_bytes = self.num_entries = self.num_queued = 0
         self._deadlines = Deadlines()
         self._tickets = itertools.count(1)
 
@@ -117,29 +117,34 @@ class Router:
         self.sessions.pop(session.id, None)
         return running
 
-    def admit(self, session: Session, request: Record, now: float) -> Record | None:
+    def admit(self, session: Session, request: AnyRecord, now: float) -> Record | None:
         """Take a request into the ledger. Returns the error to answer with if it is refused.
 
         Raises:
             RemoteProtocolError: it names a chunk that is not its client's to use.
         """
-        if request.request_id in session.entries:
+        flags, priority, _, model, request_id, _, deadline_ns, rows, body, frames = request[1:11]
+        if request_id in session.entries:
             return None  # resent, but this epoch has it already
-        num_bytes = payload.nbytes(request.body, request.frames)
-        in_arena = request.flags & Flag.ARENA
+        num_bytes = payload.nbytes(body, frames)
+        in_arena = flags & Flag.ARENA
         if in_arena:
-            num_bytes += chunk.read_place(request.body).size
+            num_bytes += chunk.read_place(body).size
         refusal = self._refusal(session, request, num_bytes, now)
         if refusal is not None:
             self.counts.rejected += 1
             return refusal
-        entry = Entry(session, request, now, num_bytes)
+        is_stream = bool(flags & Flag.STREAM)
+        entry = Entry(session, request, now, num_bytes, request_id, rows, priority, is_stream)
         if in_arena:
-            entry.lease = self.leases.name(session.id, request.body)
-        self.num_bytes += entry.num_bytes
-        session.entries[request.request_id] = entry
-        self.pools[request.model].queue.push(entry)
-        self._deadlines.watch(entry)
+            entry.lease = self.leases.name(session.id, body)
+        self.num_bytes += num_bytes
+        self.num_entries += 1
+        self.num_queued += 1
+        session.entries[request_id] = entry
+        self.pools[model].queue.push(entry)
+        if deadline_ns != NO_DEADLINE:
+            self._deadlines.watch(entry)
         self.counts.admitted += 1
         return None
 
@@ -181,33 +186,36 @@ class Router:
         worker.accepting = False
         worker.pool.touch(worker)
 
-    def answers(self, worker: Worker, records: Iterable[Record], now: float) -> list[tuple[Entry, Record]]:
+    def answers(self, worker: Worker, records: Iterable[AnyRecord], now: float) -> list[tuple[Entry, AnyRecord]]:
         """A worker's message. Returns the answers that somebody waits for, each with its entry."""
-        found: list[tuple[Entry, Record]] = []
-        rows = num_streams = 0
+        pool, outstanding = worker.pool, worker.outstanding
+        found: list[tuple[Entry, AnyRecord]] = []
+        rows = num_streams = num_final = 0
         for record in records:
-            entry = worker.outstanding.get(record.ticket)
+            ticket = record.ticket
+            entry = outstanding.get(ticket)
             if entry is None:
                 self.counts.late += 1
                 continue
-            found_place = entry.place
+            is_waited_for = entry.place is DISPATCHED
             if record.kind in FINAL:
-                del worker.outstanding[record.ticket]
+                del outstanding[ticket]
                 rows += entry.rows
                 num_streams += entry.is_stream
+                num_final += 1
                 if entry.lease is not None or entry.result is not None or record.flags or record.frames:
                     record = self._settle(worker, entry, record)  # noqa: PLW2901
-                elif worker.pool.results.expected:
-                    worker.pool.results.observe(0)
-                self._end(entry)
-                self.answered_by[worker.replica] += 1
+                elif pool.results.are_large:
+                    pool.results.observe(0)
+                if is_waited_for:
+                    self.counts.answered += 1
+                    self._end(entry)
             else:
                 entry.sent_parts = True
-            if found_place is Place.DISPATCHED:
+            if is_waited_for:
                 found.append((entry, record))
-                self.counts.answered += record.kind in FINAL
         if rows:
-            pool = worker.pool
+            self.answered_by[worker.replica] += num_final
             worker.rows -= rows
             worker.streams -= num_streams
             # A stream's life is no batch's time, nor is nothing: then this is the rest of a batch's answers.
@@ -225,7 +233,7 @@ class Router:
         # From the youngest, as each goes to the head of the line.
         for ticket, entry in reversed(list(worker.outstanding.items())):
             entry.worker, entry.ticket, entry.result = None, 0, None
-            if entry.place is Place.DONE:
+            if entry.place is DONE:
                 continue  # cancelled while it ran
             error = self._verdict(entry, cause, ticket in running, worker)
             if error is None:
@@ -240,7 +248,7 @@ class Router:
     def expire(self, now: float) -> list[Ended]:
         """End what waits and is past its deadline. What runs is left to its client, which has its own clock."""
         due = self._deadlines.due(int(now * NS))
-        return [self._fail(entry, _too_late(entry, now)) for entry in due if entry.place is not Place.DISPATCHED]
+        return [self._fail(entry, _too_late(entry, now)) for entry in due if entry.place is not DISPATCHED]
 
     def next_deadline(self) -> float | None:
         """When `expire` has something to do, at the earliest."""
@@ -262,7 +270,7 @@ class Router:
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _refusal(self, session: Session, request: Record, num_bytes: int, now: float) -> Record | None:
+    def _refusal(self, session: Session, request: AnyRecord, num_bytes: int, now: float) -> Record | None:
         if request.model >= len(self.pools):
             served = ", ".join(self.models)
             return self._refuse(request, errors.NoSuchModel(f"model number {request.model}; served here: {served}"))
@@ -315,7 +323,7 @@ class Router:
         return None
 
     @staticmethod
-    def _refuse(request: Record, error: errors.RequestError) -> Record:
+    def _refuse(request: AnyRecord, error: errors.RequestError) -> Record:
         retry_after_s = error.retry_after_s if isinstance(error, errors.Overloaded) else 0.0
         return error_record(request.request_id, error.code, str(error), retry_after_s)
 
@@ -327,29 +335,23 @@ class Router:
         """The next rows for a worker: at least one request, even one that is larger than the room."""
         room = pool.room(worker, now)
         wanted = policy.share(pool.queue.rows, worker.weight, pool.idle.values(), room, worker.max_batch_size)
-        taken: list[Entry] = []
-        rows = 0
-        while rows < wanted and (entry := pool.queue.pop()) is not None:
-            if taken and rows + entry.rows > room:
-                pool.queue.push_first(entry)
-                break
-            taken.append(entry)
-            rows += entry.rows
-            if entry.is_stream:
-                break  # it may take any time: nothing is to wait behind it
-        return taken
+        return pool.queue.take(wanted, room)
 
     def _give(self, worker: Worker, entries: list[Entry], now: float) -> Assignment:
         if not worker.outstanding:
             worker.began_at = now
         expected = worker.pool.results.expected
+        outstanding, epoch, tickets = worker.outstanding, self.epoch, self._tickets
+        self.num_queued -= len(entries)
+        worker.rows += sum([entry.rows for entry in entries])
+        worker.streams += sum([entry.is_stream for entry in entries])
         for entry in entries:
-            ticket = make_ticket(self.epoch, next(self._tickets))
-            entry.place, entry.worker, entry.ticket = Place.DISPATCHED, worker, ticket
+            ticket = make_ticket(epoch, next(tickets))
+            entry.place = DISPATCHED
+            entry.worker = worker
+            entry.ticket = ticket
             entry.attempts += 1
-            worker.outstanding[ticket] = entry
-            worker.rows += entry.rows
-            worker.streams += entry.is_stream
+            outstanding[ticket] = entry
             if entry.lease is not None:
                 self.leases.read(entry.lease, worker.process)
             if expected and entry.session.maps and not entry.is_stream:
@@ -411,15 +413,16 @@ class Router:
             ended.append(self._fail(entry, _too_late(entry, now)))
             return
         self.counts.retried += 1
+        self.num_queued += 1
         pool = self.pools[entry.request.model]
         if entry.is_suspect:
-            entry.place = Place.SUSPECT
+            entry.place = SUSPECT
             pool.suspects.appendleft(entry)
         else:
-            entry.place = Place.QUEUED
+            entry.place = QUEUED
             pool.queue.push_first(entry)
 
-    def _settle(self, worker: Worker, entry: Entry, record: Record) -> Record:
+    def _settle(self, worker: Worker, entry: Entry, record: AnyRecord) -> AnyRecord:
         """End the leases of a dispatch that is answered; the answer as the client is to see it."""
         leases, process = self.leases, worker.process
         result, entry.result = entry.result, None
@@ -427,7 +430,7 @@ class Router:
             if result is None or not leases.wrote(result, process, record.body):
                 text = f"{worker.replica} named memory that it had not been given"
                 record = error_record(record.request_id, errors.RequestError.code, text, ticket=record.ticket)
-            elif entry.place is not Place.DISPATCHED:  # nobody waits for it
+            elif entry.place is not DISPATCHED:  # nobody waits for it
                 leases.give_back(entry.session.id, [result.chunk.lease])
             else:
                 worker.pool.results.observe(chunk.read_place(record.body).size)
@@ -440,7 +443,7 @@ class Router:
         if entry.lease is not None:
             leases.has_read(entry.lease, process, kept=bool(record.flags & Flag.KEPT))
             flags |= 0 if leases.end(entry.lease) else Flag.KEPT
-        return record if flags == record.flags else record._replace(flags=flags)
+        return record if flags == record.flags else changed(record, flags=flags)
 
     def _fail(self, entry: Entry, error: errors.RequestError) -> Ended:
         self.counts.lost += isinstance(error, errors.WorkerLost)
@@ -453,37 +456,40 @@ class Router:
         return Ended(session, record)
 
     def _cancel(self, entry: Entry) -> Entry | None:
-        runs = entry.place is Place.DISPATCHED
+        runs = entry.place is DISPATCHED
         self.counts.cancelled += 1
         self._end(entry)
         return entry if runs else None
 
     def _end(self, entry: Entry) -> None:
         """DONE. A request that still runs keeps its worker's slot until the worker answers."""
-        if entry.place is Place.DONE:
+        if entry.place is DONE:
             return
         was = entry.place
-        entry.place = Place.DONE
-        pool = self.pools[entry.request.model]
+        entry.place = DONE
+        self.num_bytes -= entry.num_bytes
+        self.num_entries -= 1
+        del entry.session.entries[entry.request_id]
         if entry.lease is not None:
             self.leases.end(entry.lease)
-        self.num_bytes -= entry.num_bytes
-        if was is Place.QUEUED:
-            pool.queue.forget(entry)
-        elif was is Place.SUSPECT:
-            pool.suspects.remove(entry)
-        entry.session.entries.pop(entry.request_id, None)
-        self._deadlines.ended(entry)
-        if was is not Place.DISPATCHED or entry.request.deadline_ns != NO_DEADLINE:
+        has_deadline = entry.request.deadline_ns != NO_DEADLINE
+        if has_deadline:
+            self._deadlines.ended(entry)
+        if was is not DISPATCHED:
+            self._unqueue(entry, was)
+        if has_deadline or was is not DISPATCHED:
             # The queue and the deadlines skip ended entries when they come to them: these must hold no payload.
-            entry.request = entry.request._replace(body=b"", frames=())
+            entry.request = changed(entry.request, body=b"", frames=())
+
+    def _unqueue(self, entry: Entry, was: Place) -> None:
+        self.num_queued -= 1
+        pool = self.pools[entry.request.model]
+        if was is QUEUED:
+            pool.queue.forget(entry)
+        else:
+            pool.suspects.remove(entry)
 
     # --- facts ---------------------------------------------------------------------------------------------------
-
-    @property
-    def num_queued(self) -> int:
-        """Admitted, not dispatched."""
-        return sum(len(pool.queue) + len(pool.suspects) for pool in self.pools)
 
     @property
     def num_outstanding(self) -> int:
@@ -494,8 +500,9 @@ class Router:
         """What must hold after every event; for tests."""
         self.leases.check_invariants()
         listed = [entry for session in self.sessions.values() for entry in session.entries.values()]
-        assert all(entry.place is not Place.DONE for entry in listed)
+        assert all(entry.place is not DONE for entry in listed)
         assert self.num_bytes == sum(entry.num_bytes for entry in listed)
+        assert self.num_entries == len(listed)
         queued = [entry for pool in self.pools for entry in pool.queue]
         suspects = [entry for pool in self.pools for entry in pool.suspects]
         running = [
@@ -504,8 +511,9 @@ class Router:
             for worker in pool.workers.values()
             for ticket, entry in worker.outstanding.items()
         ]
-        waited_for = [entry for _, entry, _ in running if entry.place is Place.DISPATCHED]
+        waited_for = [entry for _, entry, _ in running if entry.place is DISPATCHED]
         everywhere = queued + suspects + waited_for
+        assert self.num_queued == len(queued) + len(suspects)
         assert len(everywhere) == len(set(map(id, everywhere))), "an entry in two places"
         assert set(map(id, everywhere)) == set(map(id, listed)), "an entry in no place, or one nobody waits for"
         for ticket, entry, worker in running:

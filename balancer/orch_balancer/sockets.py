@@ -19,6 +19,8 @@ SNDHWM = 8
 # A TCP peer that is silent this long is gone; a local one is watched by its process.
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5_000, 15_000
 LINGER_MS = 1_000
+# Plain integers: looked up and converted once.
+NOBLOCK, RCVMORE = int(zmq.NOBLOCK), int(zmq.RCVMORE)
 
 
 def bind(
@@ -65,11 +67,11 @@ def receive(socket: zmq.Socket[bytes], known: Collection[bytes]) -> tuple[bytes,
     The head of a known route is bytes; that of an unknown one is a frame, which tells its sender's address.
     """
     try:
-        route = socket.recv(zmq.NOBLOCK)
+        route = socket.recv(NOBLOCK)
     except zmq.Again:
         return None
     head = socket.recv(copy=route in known)
     frames: list[zmq.Frame] = []
-    while socket.getsockopt(zmq.RCVMORE):
+    while socket.getsockopt(RCVMORE):
         frames.append(socket.recv(copy=False))
     return route, head, frames

@@ -9,7 +9,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, InvalidStateError, wait
+from concurrent.futures import Future, wait
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
@@ -19,6 +19,7 @@ from orch.calls import Call
 from orch.connection import check_endpoint
 from orch.driver import Driver
 from orch.errors import Closed, NoSuchModel, Overloaded, PayloadTooLarge
+from orch.future import CallFuture
 from orch.progress import progress_bar
 from orch.stream import Parts, Reading, Sink, Stream
 from orch.wire import Flag, Priority
@@ -30,7 +31,7 @@ MIN_RETRY_S, MAX_RETRY_S = 0.01, 1.0
 MAX_TIMEOUT_S = 1e9
 
 PriorityName = Literal["high", "normal", "low"]
-PRIORITIES = {"high": Priority.HIGH, "normal": Priority.NORMAL, "low": Priority.LOW}
+PRIORITIES = {"high": int(Priority.HIGH), "normal": int(Priority.NORMAL), "low": int(Priority.LOW)}
 
 
 class Options(NamedTuple):
@@ -182,16 +183,17 @@ class Client:
         body, frames = payloads.encode(payload)
         if copy and frames:
             frames = tuple(memoryview(bytes(frame)) for frame in frames)
+        timeout, model, priority, retry = options
         call = Call(
             next(self._ids),
             body,
             frames,
             settle,
-            flags=(0 if options.retry else Flag.NO_RETRY) | (0 if on_part is None else Flag.STREAM),
-            priority=_priority(options.priority),
-            model=_model_number(options.model, limits["models"]),
-            deadline=None if options.timeout is None else time.monotonic() + _seconds(options.timeout),
-            on_part=on_part,
+            (0 if retry else Flag.NO_RETRY) | (0 if on_part is None else Flag.STREAM),
+            _priority(priority),
+            0 if model is None else _model_number(model, limits["models"]),
+            None if timeout is None else time.monotonic() + _seconds(timeout),
+            on_part,
         )
         if call.num_bytes > limits["max_payload_bytes"]:
             raise PayloadTooLarge(
@@ -261,52 +263,6 @@ class Client:
             self._own(self._driver.abandon())
 
 
-class CallFuture(Future[Any]):
-    """A future whose cancel() reaches the balancer, and which does not wait in a process forked from its own."""
-
-    def __init__(self, client: Client, driver: Driver) -> None:
-        super().__init__()
-        self._client: Client | None = client  # which is not collected before the answer
-        self._driver = driver
-        self.call: Call | None = None
-
-    def _check_process(self) -> None:
-        # Looks at no lock: another thread of the parent may have held it when this process was forked.
-        if self._driver.abandoned and self._state not in ("FINISHED", "CANCELLED"):
-            raise Closed("this call belongs to the process that this one was forked from")
-
-    def result(self, timeout: float | None = None) -> Any:
-        """The output. Raises the call's error, or TimeoutError after `timeout` seconds, when the call goes on."""
-        self._check_process()
-        return super().result(timeout)
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """The call's error, or None."""
-        self._check_process()
-        return super().exception(timeout)
-
-    def cancel(self) -> bool:
-        """Give up waiting; a request that is still queued will not run."""
-        cancelled = super().cancel()
-        if cancelled and self.call is not None:
-            self._driver.cancel(self.call)
-        if cancelled:
-            self._client = None
-        return cancelled
-
-    def settle(self, value: Any, error: BaseException | None) -> None:
-        """The answer."""
-        try:
-            if error is not None:
-                self.set_exception(error)
-            else:
-                self.set_result(value)
-        except InvalidStateError:
-            pass  # cancelled at the same moment
-        finally:
-            self._client = None
-
-
 class Outcome(Protocol):
     """What the futures of threads and of asyncio have in common."""
 
@@ -372,9 +328,7 @@ def _seconds(timeout: float) -> float:
     return timeout
 
 
-def _model_number(model: str | None, models: list[str]) -> int:
-    if model is None:
-        return 0
+def _model_number(model: str, models: list[str]) -> int:
     if model not in models:
         raise NoSuchModel(f"this instance serves {', '.join(models)}, not {model!r}")
     return models.index(model)

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import zmq
@@ -20,8 +20,6 @@ from orch.wire import Kind, Record
 RECONNECT_MS, MAX_RECONNECT_MS = 10, 250
 LINGER_MS = 200
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5_000, 15_000
-# Messages read in one turn, so that sending and deadlines get theirs.
-MAX_PASS = 64
 IPC_PATH_MAX = zmq.IPC_PATH_MAX_LEN
 PORT_MAX = 65_535
 
@@ -96,9 +94,10 @@ class Connection:
         self._socket.disable_monitor()  # which only forgets our end
         self._monitor.close(linger=0)
 
-    def send(self, records: Iterable[Record]) -> None:
+    def send(self, records: Sequence[Record]) -> None:
         """Pack and send; what the pipe does not take now goes with the next `send` or `flush`."""
-        for run in wire.messages(records):
+        # Any one record fits a message.
+        for run in wire.messages(records) if len(records) > 1 else [records] if records else []:
             self._stuck.append(wire.encode(run))
         self.flush()
 
@@ -130,31 +129,30 @@ class Connection:
         ready = self._poller.poll(None if timeout_s is None else math.ceil(max(0.0, timeout_s) * 1000))
         lost = False
         for readable, _ in ready:
-            if readable == self._wake_fd:
+            if readable is self._socket:
+                continue
+            if readable is self._monitor:
+                lost = True
+            else:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self._wake_fd)
-            elif readable is self._monitor:
-                lost = True
         return not lost
 
     def receive(self) -> list[Record]:
-        """What has arrived.
+        """The records of one message; none: nothing is there.
 
         Raises:
             RemoteProtocolError: the balancer broke the rules.
         """
-        records: list[Record] = []
         receive = self._socket.recv
-        for _ in range(MAX_PASS):
-            try:
-                head = receive(zmq.NOBLOCK)
-            except zmq.Again:
-                break
-            frames = []
-            while self._socket.getsockopt(zmq.RCVMORE):
-                frames.append(receive(copy=False))
-            records += wire.decode(head, frames)
-        return records
+        try:
+            head = receive(zmq.NOBLOCK)
+        except zmq.Again:
+            return []
+        frames = []
+        while self._socket.getsockopt(zmq.RCVMORE):
+            frames.append(receive(copy=False))
+        return wire.decode(head, frames)
 
     def close(self) -> None:
         """Say GOODBYE and close; also after a `reopen` that failed half-way."""

@@ -20,7 +20,7 @@ from typing import Any
 import zmq
 
 from orch import wire
-from orch.calls import Call, Calls
+from orch.calls import REQUEST, RESULT, Call, Calls
 from orch.connection import Connection
 from orch.errors import Closed, NotRunning, OrchError, ProtocolError, RemoteProtocolError
 from orch.loans import IDLE_S, Loans
@@ -29,6 +29,8 @@ from orch.wire import Kind, Record
 # A balancer that dies is back within a second; an instance that systemd starts again, with its models, later.
 RECONNECT_S = 60.0
 CLOSED = "the client was closed before the answer came"
+# Messages read in one turn, so that sending and deadlines get theirs.
+MAX_PASS = 64
 # A connection that nobody drove for this long is looked at before it is used; no balancer comes back sooner.
 UNWATCHED_S = 0.05
 
@@ -269,12 +271,13 @@ class Driver:
             alive = connection.wait(0.0 if ready else self._sleep_s())
         finally:
             self._waiting = False
-        connected = self._take_all(connection)
+        connected = self._take_all(connection, behind_answers=not alive)
         if connected and not alive:
             self._lost(connection)
-        calls.expire(time.monotonic())
+        now = time.monotonic()
+        calls.expire(now)
         patience = self._patience()
-        if connected and patience is not None and time.monotonic() > patience:
+        if connected and patience is not None and now > patience:
             self._part(connection)  # the next call looks for the instance anew
             self._fail(NotRunning(f"the instance did not come back within {RECONNECT_S:g} s"))
 
@@ -282,30 +285,47 @@ class Driver:
         calls = self._calls
         if not self._welcomed or not connection.flush() or not calls.sendable:
             return
-        records = list(calls.to_send(time.monotonic(), local=connection.is_local))
+        records = calls.to_send(time.monotonic(), local=connection.is_local)
         connection.send(records)
         for record in records:
+            if record.kind == REQUEST:  # no CANCEL comes behind one
+                break
             if record.kind == Kind.CANCEL:
                 calls.cancelled(record.request_id)
 
     def _sleep_s(self) -> float | None:
-        times = [at for at in (self._calls.next_deadline(), self._patience()) if at is not None]
-        return max(0.0, min(times) - time.monotonic()) if times else None
+        deadline, patience = self._calls.next_deadline(), self._patience()
+        if deadline is None and patience is None:
+            return None
+        return max(0.0, min(at for at in (deadline, patience) if at is not None) - time.monotonic())
 
-    def _take_all(self, connection: Connection) -> bool:
-        """Read what has arrived. False: the balancer wants nothing of us any more, and the connection is given up."""
+    def _take_all(self, connection: Connection, *, behind_answers: bool = True) -> bool:
+        """Read what has arrived; unless `behind_answers`, what comes after the last answer may be left.
+
+        False: the balancer wants nothing of us any more, and the connection is given up.
+        """
+        calls, arrived = self._calls, self._arrived
         try:
-            self._arrived += connection.receive()
-            while self._arrived:  # an interrupt in between loses none
-                record = self._arrived.popleft()
-                if record.kind == Kind.HELLO:  # it does not know us: another epoch, or it had given us up
-                    self._lost(connection)
+            for _ in range(MAX_PASS):
+                arrived += connection.receive()
+                if not arrived:
                     break
-                if record.kind == Kind.GOODBYE:  # perhaps it is there again already
-                    self._farewell = "was stopped"
-                    self._part(connection)
-                    return False
-                self._take(record)
+                while arrived:  # an interrupt in between loses none
+                    record = arrived.popleft()
+                    if record.kind == RESULT:  # most are
+                        calls.take(record)
+                    elif record.kind == Kind.HELLO:  # it does not know us: another epoch, or it had given us up
+                        self._lost(connection)
+                        return True
+                    elif record.kind == Kind.GOODBYE:  # perhaps it is there again already
+                        self._farewell = "was stopped"
+                        self._part(connection)
+                        return False
+                    else:
+                        self._take(record)
+                # To find that nothing more is there costs as much as a message.
+                if not (behind_answers or calls.num_sent):
+                    break
         except Refused as err:
             self._farewell = f"refused this client: {err}"
             self._part(connection)

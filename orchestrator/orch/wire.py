@@ -16,6 +16,7 @@ was received is ever allocated.
 from __future__ import annotations
 
 import enum
+import itertools
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,6 +29,8 @@ VERSION = 1
 
 # version, kind, flags, priority, attempt, model, request id, ticket, deadline, body length, rows, frames
 HEADER = struct.Struct("<BBHBBHQQqIHH")
+# Where a header holds what the balancer changes in a request that it gives to a worker.
+ATTEMPT_AT, TICKET_AT, TICKET = 5, 16, struct.Struct("<Q")
 
 # One message is one turn of a peer: these bound how long a turn is, so that nobody starves beside a flood.
 MAX_RECORDS = 256
@@ -61,8 +64,9 @@ class Kind(enum.IntEnum):
     RETURN = 14  # the sender has no more to do with these leases
 
 
-KINDS = frozenset(Kind)
-FINAL = frozenset({Kind.RESULT, Kind.END, Kind.ERROR})
+# Plain integers, which a set finds by identity.
+KINDS = frozenset(map(int, Kind))
+FINAL = frozenset(map(int, (Kind.RESULT, Kind.END, Kind.ERROR)))
 
 
 class Flag:
@@ -106,6 +110,56 @@ class Record(NamedTuple):
     body: bytes = b""
     frames: tuple[Any, ...] = ()
 
+    @property
+    def header(self) -> bytes:
+        """Its header, packed now."""
+        kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, rows, body, frames = self
+        return HEADER.pack(
+            VERSION, kind, flags, priority, attempt, model,
+            request_id, ticket, deadline_ns, len(body), rows, len(frames),
+        )  # fmt: skip
+
+
+class Received(NamedTuple):
+    """A record as it came, with its packed header: who passes it on need not pack it again."""
+
+    kind: int
+    flags: int
+    priority: int
+    attempt: int
+    model: int
+    request_id: int
+    ticket: int
+    deadline_ns: int
+    rows: int
+    body: bytes
+    frames: tuple[Any, ...]
+    header: bytes
+
+
+AnyRecord = Record | Received
+
+# What a message is made of: a packed header, its body, and the frames that the record owns.
+Piece = tuple[bytes | bytearray, bytes, tuple[Any, ...]]
+
+
+def changed(record: AnyRecord, **fields: Any) -> Record:
+    """A copy with other values in these fields."""
+    return Record._make(record[: len(Record._fields)])._replace(**fields)
+
+
+def as_piece(record: AnyRecord) -> Piece:
+    """The record, packed."""
+    return record.header, record.body, record.frames
+
+
+def addressed(record: AnyRecord, attempt: int, ticket: int) -> Piece:
+    """The same request for a worker, as one of its dispatches."""
+    header = bytearray(record.header)
+    header[ATTEMPT_AT] = attempt
+    TICKET.pack_into(header, TICKET_AT, ticket)
+    return header, record.body, record.frames
+
 
 def pack_head(records: Iterable[Record]) -> bytes:
     """The head frame of a message. The caller keeps to the limits; `messages` does it for any number of records."""
@@ -135,20 +189,40 @@ def messages(records: Iterable[Record]) -> Iterator[list[Record]]:
     Raises:
         LocalProtocolError: a single record owns more than MAX_FRAMES frames.
     """
-    run: list[Record] = []
-    inline = owned = 0
-    for record in records:
-        size, owns = HEADER.size + len(record.body), len(record.frames)
+    every = list(records)
+    for run in _runs([len(record.body) for record in every], [len(record.frames) for record in every]):
+        yield every[run]
+
+
+def pack(pieces: Sequence[Piece]) -> Iterator[list[Any]]:
+    """The messages, as `encode` makes them, of records whose headers are packed; cut as by `messages`."""
+    if not pieces:
+        return
+    headers, bodies, frames = zip(*pieces, strict=True)
+    for run in _runs(list(map(len, bodies)), list(map(len, frames))):
+        parts = zip(headers[run], bodies[run], strict=True)
+        yield [b"".join(itertools.chain.from_iterable(parts)), *itertools.chain.from_iterable(frames[run])]
+
+
+def _runs(bodies: Sequence[int], frames: Sequence[int]) -> Iterator[slice]:
+    """Records that each fit one message. bodies: bytes of each record's body; frames: how many each owns."""
+    num_records = len(bodies)
+    inline, owned = HEADER.size * num_records + sum(bodies), sum(frames)
+    if 0 < num_records <= MAX_RECORDS and inline <= MAX_INLINE_BYTES and owned <= MAX_FRAMES:
+        yield slice(num_records)  # as most do: nothing is looked at one by one
+        return
+    first = inline = owned = 0
+    for i, (body, owns) in enumerate(zip(bodies, frames, strict=True)):
+        size = HEADER.size + body
         if owns > MAX_FRAMES:
             raise LocalProtocolError(f"a record owns {owns} frames; at most {MAX_FRAMES} travel in one message")
-        if run and (len(run) >= MAX_RECORDS or inline + size > MAX_INLINE_BYTES or owned + owns > MAX_FRAMES):
-            yield run
-            run, inline, owned = [], 0, 0
-        run.append(record)
+        if i > first and (i - first >= MAX_RECORDS or inline + size > MAX_INLINE_BYTES or owned + owns > MAX_FRAMES):
+            yield slice(first, i)
+            first, inline, owned = i, 0, 0
         inline += size
         owned += owns
-    if run:
-        yield run
+    if first < num_records:
+        yield slice(first, num_records)
 
 
 def decode(head: bytes, frames: Sequence[Any] = ()) -> list[Record]:
@@ -157,7 +231,21 @@ def decode(head: bytes, frames: Sequence[Any] = ()) -> list[Record]:
     Raises:
         RemoteProtocolError: for any other input, and nothing else is ever raised.
     """
-    records: list[Record] = []
+    return _decode(head, frames, with_headers=False)
+
+
+def receive(head: bytes, frames: Sequence[Any] = ()) -> list[Received]:
+    """As `decode`, with the packed headers, for who passes records on.
+
+    Raises:
+        RemoteProtocolError: for any other input, and nothing else is ever raised.
+    """
+    return _decode(head, frames, with_headers=True)
+
+
+def _decode(head: bytes, frames: Sequence[Any], *, with_headers: bool) -> list[Any]:
+    records: list[Any] = []
+    add = records.append
     new_tuple = tuple.__new__  # a NamedTuple's own constructor is a Python function: half of this loop's time
     size, end, start, taken = HEADER.size, len(head), 0, 0
     unpack = HEADER.unpack_from
@@ -165,6 +253,7 @@ def decode(head: bytes, frames: Sequence[Any] = ()) -> list[Record]:
         body_start = start + size
         if body_start > end:
             raise RemoteProtocolError(f"a header of {end - start} bytes; it has {size}")
+        header = head[start:body_start] if with_headers else b""
         (
             version, kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, length, rows, owns,
         ) = unpack(head, start)  # fmt: skip
@@ -176,12 +265,14 @@ def decode(head: bytes, frames: Sequence[Any] = ()) -> list[Record]:
             owned = tuple(frames[taken : taken + owns])
             taken += owns
         body = head[body_start:start]
-        records.append(
-            new_tuple(
-                Record,
-                (kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, rows, body, owned),
-            )
-        )
+        if with_headers:
+            fields: Any = (
+                kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, rows, body, owned, header,
+            )  # fmt: skip
+            add(new_tuple(Received, fields))
+        else:
+            fields = (kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, rows, body, owned)
+            add(new_tuple(Record, fields))
     if not records or len(records) > MAX_RECORDS:
         raise RemoteProtocolError(f"{len(records)} records in a message; 1 to {MAX_RECORDS} are allowed")
     if taken != len(frames) or taken > MAX_FRAMES:

@@ -29,7 +29,7 @@ from orch.arena import Arena
 from orch.calls import Call, Calls
 from orch.chunk import Chunk
 from orch.loans import Loans
-from orch.wire import FRAME_BYTES, Flag, Kind, Record
+from orch.wire import FRAME_BYTES, Flag, Kind, Record, changed
 from orch_balancer.entry import Session
 from orch_balancer.pool import Worker
 from orch_balancer.router import Cause, Limits, Router
@@ -237,7 +237,7 @@ class Histories(RuleBasedStateMachine):
         for worker, entries in self.router.dispatch(self.now):
             (process,) = (each for each in self.processes if each.worker is worker)
             for entry in entries:
-                request = entry.request._replace(ticket=entry.ticket)
+                request = changed(entry.request, ticket=entry.ticket)
                 result = None if entry.result is None else entry.result.chunk
                 expected = self.value_of(entry.session.id, request.request_id)
                 if request.flags & Flag.ARENA:
@@ -307,7 +307,7 @@ class Histories(RuleBasedStateMachine):
             self.router.leases.let_go(process.name, chunk.read_numbers(records[0].body))
             return
         for entry, record in self.router.answers(process.worker, records, self.now):
-            self.tell(entry.session, record)
+            self.tell(entry.session, changed(record))
 
     def tell(self, session: Session, record: Record) -> None:
         for client in self.clients:

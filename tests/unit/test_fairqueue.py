@@ -15,21 +15,25 @@ from orch_balancer.policy import LOW_TURN
 SESSIONS = {name: Session(name.encode(), b"") for name in "abc"}
 
 
-def an_entry(number: int, client: str = "a", priority: int = Priority.NORMAL, rows: int = 1) -> Entry:
+def an_entry(
+    number: int, client: str = "a", priority: int = Priority.NORMAL, rows: int = 1, *, is_stream: bool = False
+) -> Entry:
     """A request that waits."""
     request = Record(Kind.REQUEST, priority=priority, request_id=number, rows=rows)
-    return Entry(SESSIONS[client], request, admitted_at=0.0, num_bytes=0)
+    return Entry(SESSIONS[client], request, 0.0, 0, number, rows, priority, is_stream=is_stream)
+
+
+def takes(queue: FairQueue, wanted: int, room: int = 1_000) -> list[int]:
+    """The numbers of the next requests to run, taken together."""
+    entries = queue.take(wanted, room)
+    for entry in entries:
+        entry.place = Place.DISPATCHED
+    return [entry.request_id for entry in entries]
 
 
 def pops(queue: FairQueue, count: int = 1) -> list[int]:
-    """The numbers of the next requests to run."""
-    numbers = []
-    for _ in range(count):
-        entry = queue.pop()
-        if entry is not None:
-            entry.place = Place.DISPATCHED
-            numbers.append(entry.request_id)
-    return numbers
+    """The numbers of the next requests to run, taken one by one."""
+    return [number for _ in range(count) for number in takes(queue, 1)]
 
 
 def forgets(queue: FairQueue, entry: Entry) -> None:
@@ -41,7 +45,7 @@ def forgets(queue: FairQueue, entry: Entry) -> None:
 def test_nothing_comes_out_of_an_empty_queue() -> None:
     """Neither at first nor later."""
     queue = FairQueue()
-    assert queue.pop() is None
+    assert queue.take(1, 1) == []
     queue.push(an_entry(1))
     assert pops(queue, 2) == [1]
     assert (len(queue), queue.rows) == (0, 0)
@@ -138,6 +142,39 @@ def test_rows_are_counted_as_well_as_requests() -> None:
     assert (len(queue), queue.rows) == (2, 34)
     forgets(queue, large)
     assert (len(queue), queue.rows) == (1, 4)
+
+
+def test_what_is_taken_together_comes_in_the_order_in_which_it_would_come_one_by_one() -> None:
+    """Over classes, clients' turns and the lowest class's."""
+    one_by_one, together = FairQueue(), FairQueue()
+    for queue in (one_by_one, together):
+        queue.push_first(an_entry(-1, "b"))
+        for number in range(60):
+            queue.push(an_entry(number, "abc"[number * number % 3], number % 7 % len(Priority)))
+    expected = pops(one_by_one, 61)
+    assert takes(together, 20) + takes(together, 1) + takes(together, 100) == expected
+    assert len(expected) == 61
+    assert (len(together), together.rows) == (0, 0)
+
+
+def test_what_does_not_fit_the_room_waits_at_the_head_of_its_class() -> None:
+    """Unless it is the first: it would never run."""
+    queue = FairQueue()
+    for number, rows in enumerate((2, 5, 1)):
+        queue.push(an_entry(number, "abc"[number], rows=rows))
+    assert takes(queue, 4, room=4) == [0]
+    assert (len(queue), queue.rows) == (2, 6)
+    assert takes(queue, 4, room=4) == [1]
+    assert takes(queue, 4, room=4) == [2]
+
+
+def test_nothing_is_taken_behind_a_stream() -> None:
+    """It may take any time."""
+    queue = FairQueue()
+    for number in range(4):
+        queue.push(an_entry(number, is_stream=number == 1))
+    assert takes(queue, 4) == [0, 1]
+    assert takes(queue, 4) == [2, 3]
 
 
 steps = st.one_of(

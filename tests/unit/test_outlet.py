@@ -117,7 +117,7 @@ def test_all_that_is_put_for_a_peer_in_one_pass_is_one_message(hub: Hub) -> None
     a, b = hub.connect(b"a"), hub.connect(b"b")
     hub.outlet.put(a, a_record(1, b"one"))
     hub.outlet.put(b, a_record(2))
-    hub.outlet.put_all(a, [a_record(3), a_record(4, b"", b"frame")])
+    hub.outlet.put_all(a, [wire.as_piece(a_record(3)), wire.as_piece(a_record(4, b"", b"frame"))])
     assert hub.outlet.flush() == []
     assert hub.first(a) == [a_record(1, b"one"), a_record(3), a_record(4, b"", b"frame")]
     assert hub.first(b) == [a_record(2)]
@@ -128,7 +128,7 @@ def test_all_that_is_put_for_a_peer_in_one_pass_is_one_message(hub: Hub) -> None
 def test_more_than_a_message_holds_becomes_several_in_order(hub: Hub) -> None:
     """Cut as the wire says."""
     a = hub.connect(b"a")
-    hub.outlet.put_all(a, [a_record(number) for number in range(600)])
+    hub.outlet.put_all(a, [wire.as_piece(a_record(number)) for number in range(600)])
     assert hub.outlet.flush() == []
     arrived = [hub.first(a) for _ in range(3)]
     assert [len(message) for message in arrived] == [256, 256, 88]

@@ -52,6 +52,27 @@ def test_records_arrive_as_they_were_sent(sent: list[Record]) -> None:
     assert over_the_wire(sent) == sent
 
 
+@given(st.lists(records, max_size=20))
+def test_records_that_are_passed_on_leave_as_they_came(sent: list[Record]) -> None:
+    """Whether their headers are kept or packed anew."""
+    for run in wire.messages(sent):
+        message = wire.encode(run)
+        received = wire.receive(message[0], message[1:])
+        assert [wire.changed(record) for record in received] == run
+        assert list(wire.pack([wire.as_piece(record) for record in run])) == [message]
+        assert list(wire.pack([wire.as_piece(record) for record in received])) == [message]
+
+
+@given(records, st.integers(0, U8), st.integers(0, U64))
+def test_a_request_is_given_to_a_worker_with_its_attempt_and_ticket(sent: Record, attempt: int, ticket: int) -> None:
+    """And nothing else is changed."""
+    head, *frames = wire.encode([sent])
+    requests: list[wire.AnyRecord] = [sent, *wire.receive(head, frames)]
+    for request in requests:
+        ((head, *frames),) = wire.pack([wire.addressed(request, attempt, ticket)])
+        assert wire.decode(head, frames) == [sent._replace(attempt=attempt, ticket=ticket)]
+
+
 @settings(max_examples=20)
 @given(st.lists(st.tuples(st.integers(0, 40_000), st.integers(0, MAX_FRAMES)), min_size=1, max_size=300))
 def test_records_of_any_size_are_cut_into_messages_within_the_limits(sizes: list[tuple[int, int]]) -> None:
@@ -59,6 +80,8 @@ def test_records_of_any_size_are_cut_into_messages_within_the_limits(sizes: list
     sent = [Record(Kind.REQUEST, body=bytes(size), frames=(b"",) * owns) for size, owns in sizes]
     runs = list(wire.messages(sent))
     assert [record for run in runs for record in run] == sent
+    pieces = [wire.as_piece(record) for record in sent]
+    assert list(wire.pack(pieces)) == [wire.encode(run) for run in runs]
     for run in runs:
         assert 1 <= len(run) <= MAX_RECORDS
         assert len(wire.pack_head(run)) <= MAX_INLINE_BYTES
@@ -235,6 +258,8 @@ def test_any_bytes_are_records_or_a_remote_protocol_error() -> None:
         accepted += 1
         if accepted % 16 == 0:
             assert wire.pack_head(found) == data
+            received = wire.receive(data, frames if i % 4 == 3 else ())
+            assert b"".join([each.header + each.body for each in received]) == data
     assert 100_000 < accepted < NUM_MESSAGES - 100_000, "both outcomes are common, or this test tells little"
 
 

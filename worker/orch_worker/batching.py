@@ -78,7 +78,7 @@ class Batcher:
             self._gap_s = gap if self._gap_s is None else self._gap_s + GAP_GAIN * (gap - self._gap_s)
         self._last_arrival = now
         self._items.extend(items)
-        self._rows += sum(item.rows for item in items)
+        self._rows += sum([item.rows for item in items])
 
     def drop(self, unwanted: Callable[[Any], bool]) -> list[Any]:
         """Take out, and return, the values for which `unwanted` is true: cancelled, or past their deadline."""

@@ -5,8 +5,11 @@ Synchronous on purpose: what arrives while a batch runs waits in ZeroMQ's own pi
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import secrets
+import select
 import signal
 import socket as sockets
 import time
@@ -18,7 +21,7 @@ from orch import chunk, payload, wire
 from orch.errors import DeadlineExceeded, Exit, ModelError, PayloadTooLarge, RemoteProtocolError, RequestError
 from orch.link import Link
 from orch.page import NUM_CANCELLED, Phase, StatusPage
-from orch.wire import Flag, Kind, Record
+from orch.wire import Flag, Kind, Priority, Record
 from orch_worker.batching import Batcher, Item
 from orch_worker.engine import DeviceLost, Engine, Failure, Row
 from orch_worker.shared import Shared
@@ -37,6 +40,11 @@ SEND_POLL_S = 0.1
 RECONNECT_MS, MAX_RECONNECT_MS = 10, 200
 # While the model keeps what it was given, it is looked at this often whether it still does.
 KEPT_S = 0.25
+# For every record: to look a member up in its enum costs as much as the rest of a comparison.
+REQUEST, RESULT, NORMAL = int(Kind.REQUEST), int(Kind.RESULT), int(Priority.NORMAL)
+STREAM, ARENA, NO_RETRY = Flag.STREAM, Flag.ARENA, Flag.NO_RETRY
+# A NamedTuple's own constructor is a Python function, and takes three times as long.
+new_tuple = tuple.__new__
 # Between two tries to map the arena: a balancer that has just fallen takes a moment to come back.
 UNMAPPED_S = 0.1
 
@@ -53,6 +61,7 @@ class Loop:
         self._batcher = batcher
         self._page = page
         self._link = link
+        self._timed = False  # a request that waits may have a deadline
         self._cancelled: dict[int, None] = {}  # in order of arrival; no more than the page could tell at once
         self._sending: zmq.MessageTracker | None = None  # of the frames sent last, until they are known to be out
         self._copies = False
@@ -61,10 +70,13 @@ class Loop:
         self._unmapped = False  # the arena cannot be had: what comes over this connection could not be read
         self._max_payload_bytes = 1 << 62  # until the balancer says
         self._stopping = False
-        self._wake, wake = sockets.socketpair()
-        wake.setblocking(False)
-        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
-        self._wake_writer = wake
+        self._wake, self._wake_writer = sockets.socketpair()
+        self._wake.setblocking(False)
+        self._wake_writer.setblocking(False)
+        signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
+        self._others = select.epoll()  # what is rarely readable, as one item of the poller: it pays by the item
+        for readable in (self._link.fileno(), self._wake.fileno()):
+            self._others.register(readable, select.EPOLLIN)
         signal.signal(signal.SIGTERM, self._on_term)
         self._context = zmq.Context()
         self._connect()
@@ -86,7 +98,7 @@ class Loop:
             wire.pack_head([Record(Kind.READY, body=wire.write_map(**self._ready, kept=self._shared.kept))])
         )
         self._poller = zmq.Poller()
-        for readable in (self._socket, self._monitor, self._link.fileno(), self._wake.fileno()):
+        for readable in (self._socket, self._monitor, self._others.fileno()):
             self._poller.register(readable, zmq.POLLIN)
 
     # --- the loop ------------------------------------------------------------------------------------------------
@@ -94,6 +106,9 @@ class Loop:
     def run(self) -> int:
         """Until SIGTERM (OK), the supervisor's end (ORPHANED) or the device's (DEVICE_LOST)."""
         self._page.enter(Phase.IDLE)
+        # The model and its libraries stay: the collector need not go through all they hold again and again.
+        gc.collect()
+        gc.freeze()
         try:
             while not self._stopping and not self._link.closed:
                 wait_s = self._batcher.wait_s(time.monotonic())
@@ -114,21 +129,30 @@ class Loop:
         return Exit.OK if self._stopping else Exit.ORPHANED
 
     def _receive(self, wait_s: float | None) -> None:
-        """Read what is there; with nothing there, wait (None: for as long as it takes)."""
-        if self._read() or wait_s == 0.0:
+        """Wait (None: for as long as it takes), and read what is there.
+
+        The poll comes first: to try to read where nothing is costs more than the poll.
+        """
+        if wait_s == 0.0:
+            self._read()
             return
         if self._shared.kept:
             wait_s = KEPT_S if wait_s is None else min(wait_s, KEPT_S)
         # The poll is in milliseconds; a batch's wait may be shorter, and is then rounded up to one.
         timeout_ms = None if wait_s is None else max(1, round(wait_s * 1000))
-        ready = dict(self._poller.poll(timeout_ms))
-        if self._link.fileno() in ready:
-            self._link.receive()
-        if self._wake.fileno() in ready:
+        for readable, _ in self._poller.poll(timeout_ms):
+            if readable is self._socket:
+                self._read()
+            elif readable is self._monitor:
+                self._new_epoch()
+                return
+            else:
+                self._look_at_others()
+
+    def _look_at_others(self) -> None:
+        self._link.receive()
+        with contextlib.suppress(BlockingIOError):
             self._wake.recv(4096)
-        if self._monitor in ready:
-            self._new_epoch()
-        self._read()
 
     def _new_epoch(self) -> None:
         log.info("the balancer is gone; connecting again")
@@ -136,6 +160,7 @@ class Loop:
         self._monitor.close(linger=0)  # which disable_monitor() does not do
         self._socket.close(linger=0)
         self._batcher = Batcher(self._batcher.max_batch_size, self._batcher.max_wait_s)
+        self._timed = False
         self._cancelled.clear()
         self._sending = None
         self._shared.forget()
@@ -163,8 +188,10 @@ class Loop:
         now = time.monotonic()
         arrived: list[Item] = []
         for record in records:
-            if record.kind == Kind.REQUEST:
-                arrived.append(Item(record, record.rows, bool(record.flags & Flag.STREAM), now))
+            if record.kind == REQUEST:
+                arrived.append(new_tuple(Item, (record, record.rows, bool(record.flags & STREAM), now)))
+                if record.deadline_ns:
+                    self._timed = True
             elif record.kind == Kind.CREDIT:
                 if record.ticket in self._credit:
                     self._credit[record.ticket] += record.rows
@@ -192,6 +219,8 @@ class Loop:
     def _drop_unwanted(self) -> None:
         """Answer, without running them, requests that were cancelled or have missed their deadline."""
         self._read_cancelled()
+        if not (self._cancelled or self._timed):
+            return
         now_ns = time.monotonic_ns()
 
         def unwanted(request: Record) -> bool:
@@ -200,23 +229,26 @@ class Loop:
         if dropped := self._batcher.drop(unwanted):
             self._end([self._error(each, DeadlineExceeded("its deadline passed before it ran")) for each in dropped])
         if not len(self._batcher):
+            self._timed = False
             self._cancelled.clear()
 
     def _read_cancelled(self) -> None:
-        self._cancelled.update(dict.fromkeys(self._page.newly_cancelled()))
-        while len(self._cancelled) > NUM_CANCELLED:
-            del self._cancelled[next(iter(self._cancelled))]
+        if new := self._page.newly_cancelled():
+            self._cancelled.update(dict.fromkeys(new))
+            while len(self._cancelled) > NUM_CANCELLED:
+                del self._cancelled[next(iter(self._cancelled))]
 
     # --- running -------------------------------------------------------------------------------------------------
 
     def _run(self, batch: list[Record]) -> None:
-        started = time.monotonic()
-        self._page.begin_batch([request.ticket for request in batch], time.monotonic_ns())
-        if batch[0].flags & Flag.STREAM:
+        started_ns = time.monotonic_ns()
+        self._page.begin_batch([request.ticket for request in batch], started_ns)
+        if batch[0].flags & STREAM:
             self._stream(batch[0])
         else:
             self._answer(batch)
-            self._batcher.cost.observe(sum(request.rows for request in batch), time.monotonic() - started)
+            took_s = (time.monotonic_ns() - started_ns) / 1e9
+            self._batcher.cost.observe(sum([request.rows for request in batch]), took_s)
         self._page.end_batch()
 
     def _answer(self, batch: list[Record]) -> None:
@@ -236,7 +268,10 @@ class Loop:
         answers: list[Record] = []
         for request in batch:
             try:
-                rows.append(Row(self._read_payload(request), not request.flags & Flag.NO_RETRY))
+                # _read_payload for most of them, without the call.
+                plain = not (request.frames or request.flags & ARENA)
+                value = payload.decode(request.body) if plain else self._read_payload(request)
+                rows.append(new_tuple(Row, (value, not request.flags & NO_RETRY)))
             except RemoteProtocolError as err:
                 answers.append(self._error(request, RequestError(f"the payload could not be read: {err}")))
             else:
@@ -252,7 +287,7 @@ class Loop:
             )
         return payload.decode(request.body, request.frames)
 
-    def _result(self, request: Record, output: Any, kind: Kind = Kind.RESULT) -> Record:
+    def _result(self, request: Record, output: Any, kind: int = RESULT) -> Record:
         if isinstance(output, Failure):
             return self._error(request, ModelError(output.text))
         try:
@@ -264,23 +299,26 @@ class Loop:
             self._engine.check_device(err.__cause__ or err)  # a kernel's error may show only when its output is read
             log.error("an output cannot travel: %s", err)
             return self._error(request, ModelError(f"its output cannot travel: {err}"))
-        size = payload.nbytes(body, frames)
+        size = payload.nbytes(body, frames) if frames else len(body)
         if size > self._max_payload_bytes:
             return self._error(
                 request,
                 PayloadTooLarge(f"the result has {size} bytes; the limit is {self._max_payload_bytes} (--max-payload)"),
             )
         flags = 0
-        if frames and kind == Kind.RESULT and (descriptor := self._shared.put(request.ticket, frames)) is not None:
+        if frames and kind == RESULT and (descriptor := self._shared.put(request.ticket, frames)) is not None:
             flags, body, frames = Flag.ARENA, descriptor + body, ()
-        return Record(kind, flags, request_id=request.request_id, ticket=request.ticket, body=body, frames=frames)
+        return new_tuple(
+            Record,
+            (kind, flags, NORMAL, 0, 0, request.request_id, request.ticket, wire.NO_DEADLINE, 1, body, frames),
+        )
 
     @staticmethod
     def _error(request: Record, error: RequestError) -> Record:
         return wire.error_record(request.request_id, error.code, str(error), ticket=request.ticket)
 
     def _send(self, answers: list[Record]) -> None:
-        for run in wire.messages(answers):
+        for run in wire.messages(answers) if len(answers) > 1 else [answers]:  # any one record fits a message
             head, *frames = wire.encode(run)
             self._socket.send(head, zmq.SNDMORE if frames else 0)
             for i, frame in enumerate(frames, 1):
@@ -356,8 +394,5 @@ class Loop:
             if time.monotonic() > stalled_at:
                 return self._error(request, RequestError(f"its reader took no part for {STALL_S:.0f} s"))
             self._page.progress(time.monotonic_ns())
-            ready = dict(self._poller.poll(CREDIT_POLL_MS))
-            if self._link.fileno() in ready:
-                self._link.receive()
-            if self._wake.fileno() in ready:
-                self._wake.recv(4096)
+            if self._others.fileno() in dict(self._poller.poll(CREDIT_POLL_MS)):
+                self._look_at_others()

@@ -1,0 +1,100 @@
+"""The future of one call."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from orch.errors import Closed
+
+if TYPE_CHECKING:
+    from orch.calls import Call
+    from orch.client import Client
+    from orch.driver import Driver
+
+PENDING, FINISHED = "PENDING", "FINISHED"
+DONE = frozenset({"CANCELLED", "CANCELLED_AND_NOTIFIED", FINISHED})
+
+
+class CallFuture(Future[Any]):
+    """A future whose cancel() reaches the balancer, and which does not wait in a process forked from its own.
+
+    A Condition is the most expensive part of a future, and most futures are looked at by a callback, or when they are
+    done: it is made when somebody waits. Everything that changes the state holds the lock that it is then made of.
+    """
+
+    def __init__(self, client: Client, driver: Driver) -> None:
+        # In place of Future's own, which makes a Condition: all that it sets besides.
+        self._state = PENDING
+        self._result = None
+        self._exception = None
+        self._waiters = []
+        self._done_callbacks: list[Callable[[Future[Any]], Any]] = []
+        self._lock = threading.RLock()
+        self._made: threading.Condition | None = None
+        self._client: Client | None = client  # which is not collected before the answer
+        self._driver = driver
+        self.call: Call | None = None
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        """For Future's own methods, and for wait() and as_completed()."""
+        with self._lock:
+            if self._made is None:
+                self._made = threading.Condition(self._lock)
+            return self._made
+
+    def _check_process(self) -> None:
+        # Looks at no lock: another thread of the parent may have held it when this process was forked.
+        if self._driver.abandoned and self._state not in DONE:
+            raise Closed("this call belongs to the process that this one was forked from")
+
+    def done(self) -> bool:
+        """Whether there is an answer, an error, or nobody who waits for one."""
+        return self._state in DONE
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The output. Raises the call's error, or TimeoutError after `timeout` seconds, when the call goes on."""
+        if self._state == FINISHED and self._exception is None:
+            return self._result
+        self._check_process()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """The call's error, or None."""
+        self._check_process()
+        return super().exception(timeout)
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], Any]) -> None:
+        """Call `fn` with this future when it is done; at once if it is."""
+        with self._lock:
+            if self._state not in DONE:
+                self._done_callbacks.append(fn)
+                return
+        super().add_done_callback(fn)
+
+    def cancel(self) -> bool:
+        """Give up waiting; a request that is still queued will not run."""
+        cancelled = super().cancel()
+        if cancelled and self.call is not None:
+            self._driver.cancel(self.call)
+        if cancelled:
+            self._client = None
+        return cancelled
+
+    def settle(self, value: Any, error: BaseException | None) -> None:
+        """The answer. Ignored if the call was cancelled at the same moment."""
+        self._client = None
+        with self._lock:
+            if self._state in DONE:
+                return
+            self._result, self._exception = value, error
+            self._state = FINISHED
+            for waiter in self._waiters:
+                waiter.add_result(self) if error is None else waiter.add_exception(self)
+            if self._made is not None:
+                self._made.notify_all()
+        if self._done_callbacks:
+            self._invoke_callbacks()  # type: ignore[attr-defined]
