@@ -7,7 +7,6 @@ One msgpack map: {"format": 1, "samples": [[body, [frame, ...]], ...]}, each sam
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import msgpack
 from orch import payload
 from orch.errors import ConfigError, RemoteProtocolError
 from orch.planning.sizes import format_size
+from orch.whole import write_whole
 
 FORMAT = 1
 # A load goes round and round a few, and whoever reads them holds them in memory.
@@ -33,7 +33,7 @@ def write_samples(path: Path, samples: Iterable[Any], model: str, *, max_bytes: 
         OSError: the file cannot be written.
     """
     if not path.exists():
-        _write(path, msgpack.packb({"format": FORMAT, **_content(samples, model, max_bytes)}))
+        write_whole(path, msgpack.packb({"format": FORMAT, **_content(samples, model, max_bytes)}))
 
 
 def load_samples(path: str | os.PathLike[str], *, instead: str = INSTEAD) -> list[Any]:
@@ -88,15 +88,3 @@ def _content(samples: Iterable[Any], model: str, max_bytes: int) -> dict[str, An
         text = f"{model}'s warmup() returns no samples, of which a load could be made; let it return some"
         return {"refusal": text}
     return {"samples": encoded}
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all: whoever finds the file may read it."""
-    number, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # which only this user may read
-    try:
-        with os.fdopen(number, "wb") as file:
-            file.write(content)
-        Path(name).rename(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ from typing import Any
 from orch.planning.footprint import Footprint, How, Parts
 from orch.planning.sizes import MIB
 from orch.version import __version__
+from orch.whole import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,8 @@ def remember(path: Path, key: str, footprint: Footprint) -> None:
     }
     kept = dict(list(entries.items())[-MAX_ENTRIES:])
     try:
-        _write(path, json.dumps({"format": FORMAT, "footprints": kept}, indent=1))
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_whole(path, json.dumps({"format": FORMAT, "footprints": kept}, indent=1).encode())
     except OSError as err:
         log.warning("the footprint is not remembered: %s cannot be written: %s", path, err.strerror or err)
 
@@ -141,19 +142,6 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     entries: dict[str, Any] = found["footprints"]
     return entries
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace the file in one step: a reader sees the old one or the new one, whenever we die."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(fd, "w") as file:
-            file.write(text)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _decoded(entry: Any) -> Footprint | None:
