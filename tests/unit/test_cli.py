@@ -20,17 +20,6 @@ from orch_cli.down import outcome, sentence
 GIB = 2**30
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory, with none of the settings of whoever runs the tests."""
-    monkeypatch.chdir(tmp_path)
-    for variable in [setting.variable for setting in SETTINGS.values()] + ["ORCH_CONFIG", "ORCH_DEBUG"]:
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("ORCH_RUNTIME_DIR", str(tmp_path / "run"))
-    monkeypatch.setenv("ORCH_STATE_DIR", str(tmp_path / "state"))
-    return tmp_path
-
-
 def orch(*words: str, env: Mapping[str, str] | None = None) -> Result:
     """Run one command in this process."""
     return CliRunner().invoke(main.main, words, env=env, prog_name="orch")

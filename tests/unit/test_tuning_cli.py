@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from orch.config import SETTINGS, resolve
+from orch.config import resolve
 from orch.errors import ConfigError, Exit
 from orch.tuning.facts import facts_of
 from orch.tuning.grid import Cell, Outcome, Row
@@ -17,15 +17,10 @@ from orch_cli import main, tune, tune_view, up
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory with a model, and none of the settings of whoever runs the tests."""
-    monkeypatch.chdir(tmp_path)
-    for variable in [setting.variable for setting in SETTINGS.values()] + ["ORCH_CONFIG", "ORCH_DEBUG"]:
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("ORCH_RUNTIME_DIR", str(tmp_path / "run"))
-    monkeypatch.setenv("ORCH_STATE_DIR", str(tmp_path / "state"))
-    (tmp_path / "m.py").write_text("")
-    return tmp_path
+def place(place: Path) -> Path:
+    """With a model in it."""
+    (place / "m.py").write_text("")
+    return place
 
 
 def run(*words: str) -> Result:
