@@ -11,7 +11,8 @@ import argparse
 import itertools
 import time
 from collections import defaultdict
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 from orch import payload, wire
 from orch.wire import Kind, Record
@@ -22,11 +23,18 @@ BODY = payload.encode(b"0123456789abcdef" * 64)[0]
 REQUESTS = 3_000  # of one repeat
 
 
-class NoSocket:
+class NoRoute:
     """Takes whatever is sent."""
 
-    def send(self, *_: Any, **__: Any) -> None:
+    peer = None
+    unsent_bytes = 0
+
+    def send(self, _message: Sequence[Any]) -> bool:
         """It is gone."""
+        return True
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
 
 class Steps:
@@ -50,10 +58,10 @@ class Steps:
 def serve(num_records: int) -> dict[str, float]:
     """Microseconds per request, by step: one client, two workers, batches of up to 64."""
     router = Router(["m"], Limits(65_536, 1 << 31, 1_024, 3), epoch=7)
-    session = router.hello(b"s" * wire.SESSION_BYTES, b"client")
+    session = router.hello(b"s" * wire.SESSION_BYTES, NoRoute())
     for name in ("r0", "r1"):
-        router.open(name, 1, name.encode(), "m", 64, 0.0)
-    front, back = (Outlet(cast("Any", NoSocket())) for _ in range(2))
+        router.open(name, 1, NoRoute(), "m", 64, 0.0)
+    front, back = Outlet(), Outlet()
     numbers = itertools.count(1)
     steps = Steps()
     num_passes = max(1, REQUESTS // num_records)
@@ -64,13 +72,12 @@ def serve(num_records: int) -> dict[str, float]:
         steps.begin()
         requests = wire.receive(head)
         steps.done("decode requests")
-        for request in requests:
-            router.admit(session, request, now)
+        router.admit(session, requests, now)
         steps.done("admit")
         given = router.dispatch(now)
         steps.done("dispatch")
         for worker, entries in given:
-            pieces = [wire.addressed(entry.request, entry.attempts, entry.ticket) for entry in entries]
+            pieces = [(wire.addressed(e.raw, e.attempts, e.ticket), e.frames) for e in entries]
             back.put_all(worker.route, pieces)
         steps.done("address")
         back.flush()
@@ -83,8 +90,7 @@ def serve(num_records: int) -> dict[str, float]:
             steps.done("decode answers")
             found = router.answers(worker, records, now)
             steps.done("answers")
-            for entry, record in found:
-                front.put(entry.session.route, record)
+            front.put_answers(found)
             steps.done("put")
         front.flush()
         steps.done("send to clients")

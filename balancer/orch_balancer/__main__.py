@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import resource
 import select
 import signal
 import socket
@@ -34,6 +36,8 @@ def main(argv: list[str]) -> int:
     link_fd, pages_fd = (int(word) for word in argv)
     become_child()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with contextlib.suppress(ValueError, OSError):  # one descriptor for each connection, as many as there may be
+        resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     link = Link(socket.socket(fileno=link_fd))
     messages = first_messages(link)
     if not messages:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import zmq
 
 from orch import chunk, wire
 from orch.errors import RemoteProtocolError
@@ -17,18 +15,16 @@ from orch.page import StatusPage
 from orch.wire import AnyRecord, Kind, Piece, Record, addressed, as_piece, changed
 from orch_balancer.entry import Entry
 from orch_balancer.leases import Lease
-from orch_balancer.outlet import Outlet
-from orch_balancer.peers import Peer, Watch, peer_of
+from orch_balancer.outlet import Outlet, Route
+from orch_balancer.peers import Peer, Watch
 from orch_balancer.pool import Worker
 from orch_balancer.router import Assignment, Cause, Router
-from orch_balancer.sockets import MAX_PASS, receive
 
 log = logging.getLogger(__name__)
 
 # How long a dead worker's requests wait for the supervisor to say why it died.
 VERDICT_S = 0.25
 UNKNOWN_CAUSE = Cause("died", counts=True, convicts=False)
-EVERYTHING = 1_000_000  # messages: all that a dead worker can have sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,33 +40,31 @@ class Expected:
 
 
 class Back:
-    """Owns the workers' routes and pages. `answer` passes a record on to a client.
+    """Owns the workers' routes and pages. What it has for clients is put into `to_clients`.
 
     `opened` is told of each READY, `gave_up` of each worker that cannot be reached although its process lives.
     """
 
     def __init__(
         self,
-        socket: zmq.Socket[bytes],
         router: Router,
         watch: Watch,
         pages_fd: int,
         welcome: dict[str, Any],
         *,
-        answer: Callable[[bytes, AnyRecord], None],
+        to_clients: Outlet,
         opened: Callable[[Expected], None],
         gave_up: Callable[[Worker], None],
     ) -> None:
-        self._socket = socket
         self._router = router
         self._watch = watch
         self._pages_fd = pages_fd
         self._welcome = Record(Kind.WELCOME, body=wire.write_map(**welcome))
-        self._answer = answer
+        self._to_clients = to_clients
         self._opened = opened
         self._gave_up = gave_up
-        self.outlet = Outlet(socket)
-        self._workers: dict[bytes, Worker] = {}  # by route
+        self.outlet = Outlet()
+        self._workers: dict[Route, Worker] = {}
         self._pages: dict[str, StatusPage] = {}  # by replica, of open workers
         self._expected: dict[str, Expected] = {}
         self._dying: dict[str, tuple[Worker, float]] = {}  # by replica: dead since, without a cause so far
@@ -79,42 +73,44 @@ class Back:
 
     # --- messages ------------------------------------------------------------------------------------------------
 
-    def read(self, limit: int = MAX_PASS) -> None:
-        """One bounded pass."""
-        now = time.monotonic()  # one for all: a batch's answers may come in several messages
-        for _ in range(limit):
-            message = receive(self._socket, self._workers)
-            if message is None:
+    def take(self, route: Route, head: bytes, frames: Sequence[Any]) -> None:
+        """A message from a worker."""
+        worker = self._workers.get(route)
+        try:
+            if worker is None:
+                self._open(route, wire.decode(head, frames)[0])
                 return
-            route, head, frames = message
-            worker = self._workers.get(route)
-            try:
-                if worker is None:
-                    self._open(route, head, wire.decode(head.bytes, frames)[0])
-                    continue
-                records = wire.receive(head, frames)
-                if records[0].kind == Kind.RETURN:  # always alone
-                    self._router.leases.let_go(worker.process, chunk.read_numbers(records[0].body))
-                    continue
-                for entry, record in self._router.answers(worker, records, now):
-                    self._answer(entry.session.route, record)  # its request id is the client's own
-            except RemoteProtocolError as err:
-                log.error("worker %r: %s", worker.replica if worker else route, err)
+            records = wire.receive(head, frames)
+            if records[0].kind == Kind.RETURN:  # always alone
+                self._router.leases.let_go(worker.process, chunk.read_numbers(records[0].body))
+                return
+            self._to_clients.put_answers(self._router.answers(worker, records, time.monotonic()))
+        except RemoteProtocolError as err:
+            self.malformed(route, err)
+
+    def malformed(self, route: Route, err: RemoteProtocolError) -> None:
+        """It is logged; a worker that cannot be understood will be found to be stuck."""
+        worker = self._workers.get(route)
+        log.error("worker %r: %s", worker.replica if worker else None, err)
+
+    def gone(self, route: Route) -> None:
+        """A worker's connection has ended: it is dying, or comes back on another."""
+        worker = self._workers.get(route)
+        if worker is not None and worker.replica not in self._dying:
+            self._unreachable.add(worker.replica)
+            self._died(worker)
 
     def send(self, assignments: Iterable[Assignment]) -> None:
         """Give requests to workers."""
         for worker, entries in assignments:
-            granted = [_granted(entry, entry.result) for entry in entries if entry.result is not None]
-            given = [addressed(entry.request, entry.attempts, entry.ticket) for entry in entries]
-            self.outlet.put_all(worker.route, granted + given)
+            pieces: list[Piece] = [_granted(entry, entry.result) for entry in entries if entry.result is not None]
+            pieces += [(addressed(entry.raw, entry.attempts, entry.ticket), entry.frames) for entry in entries]
+            self.outlet.put_all(worker.route, pieces)
 
     def flush(self) -> None:
-        """Send; a worker that cannot be reached is dying."""
+        """Send; a worker that does not read is dying."""
         for route in self.outlet.flush():
-            worker = self._workers.get(route)
-            if worker is not None and worker.replica not in self._dying:
-                self._unreachable.add(worker.replica)
-                self._died(worker)
+            self.gone(route)
 
     def flag(self, running: Iterable[Entry]) -> None:
         """Tell workers, through their status pages, that nobody waits for these."""
@@ -188,13 +184,13 @@ class Back:
                 load["outstanding"], load["busy_s"] = len(worker.outstanding), now - worker.began_at
         return loads
 
-    def _open(self, route: bytes, head: zmq.Frame, first: Record) -> None:
+    def _open(self, route: Route, first: Record) -> None:
         """READY of a worker that the supervisor has named. Late answers of those that were given up end here too."""
         if first.kind != Kind.READY:
             return
         ready = wire.read_map(first.body, wire.READY_FIELDS)
         expected = self._expected.get(ready["replica"])
-        if expected is None or expected.generation != ready["generation"] or not _is(peer_of(head), expected.pid):
+        if expected is None or expected.generation != ready["generation"] or not _is(route.peer, expected.pid):
             log.warning("READY from %s.%s, which is not expected: ignored", ready["replica"], ready["generation"])
             return
         replica, now = expected.replica, time.monotonic()
@@ -240,15 +236,14 @@ class Back:
         self, worker: Worker, cause: Cause, running: tuple[int, ...] | None = None, *, is_dead: bool = False
     ) -> None:
         # What it answered just before its death is already on the way: read it before deciding what to run again.
-        self.read(EVERYTHING)
-        if self._workers.get(worker.route) is not worker:
-            return  # buried meanwhile: its process was among those that came back on a new connection
+        worker.route.read_all()
         page = self._pages.pop(worker.replica)
         if running is None:
             running = page.running()
         page.close()
         self._workers.pop(worker.route, None)
         self.outlet.drop(worker.route)
+        worker.route.close()
         self._dying.pop(worker.replica, None)
         self._unreachable.discard(worker.replica)
         self._draining.discard(worker.replica)
@@ -257,7 +252,7 @@ class Back:
             self._router.leases.leave_all(worker.process)
         ended = self._router.lost(worker, cause, running, time.monotonic())
         for session, record in ended:
-            self._answer(session.route, record)
+            self._to_clients.put(session.route, record)
         if held:
             log.warning(
                 "%s.%d %s with %d requests, %d of them running: %d ended with an error, the others run again",

@@ -1,11 +1,12 @@
-"""The hot loop: one synchronous pass after another over two ROUTER sockets.
+"""The hot loop: one synchronous pass after another over everybody's connections.
 
-A pass reads a bounded number of messages from each side, lets the router decide, and sends each peer one packed
-message. Bodies are never decoded and large frames never copied.
+A pass reads a bounded number of messages, lets the router decide, and sends each peer one packed message. Bodies are
+never decoded and large frames never copied.
 """
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from dataclasses import dataclass
@@ -13,22 +14,26 @@ from typing import Any
 
 import zmq
 
+from orch import wire
 from orch.errors import Exit
 from orch.link import Link, Message
 from orch_balancer.back import Back, Expected
 from orch_balancer.front import Front
 from orch_balancer.handout import Handout
+from orch_balancer.local import Listener
+from orch_balancer.outlet import Outlet
 from orch_balancer.peers import Watch
 from orch_balancer.pool import Worker
+from orch_balancer.remote import Remote
 from orch_balancer.router import Cause, Limits, Router
-from orch_balancer.sockets import LINGER_MS, MAX_PASS, bind
 
-# Messages that libzmq takes from one peer before it is our turn: with the bound on a pass, what a flood can pile up.
-FRONT_RCVHWM, BACK_RCVHWM = 64, 1_000
-# How often a peer that does not read is tried again while something waits for it.
-RETRY_MS = 5
+# How often a remote peer that does not read is tried again while something waits for it.
+RETRY_S = 0.005
 # A deadline may lie centuries ahead; a poll's timeout is a C int of milliseconds.
 MAX_WAIT_S = 3600.0
+# How long the last answers may take to be read.
+LINGER_S = 1.0
+UNIX = "unix://"
 # A balancer that was started less than this ago may have been started in place of one that fell, whose clients have
 # not come back yet with what was accepted: it does not call itself empty.
 RESEND_GRACE_S = 1.0
@@ -36,7 +41,7 @@ RESEND_GRACE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the supervisor tells a new balancer."""
+    """What the supervisor tells a new balancer. front: endpoints; back: a path."""
 
     front: list[str]
     back: str
@@ -63,9 +68,6 @@ class Broker:
             settings.arena, settings.shared_memory_bytes, epoch, self._watch, pinned=settings.pinned_memory
         )
         router = self._router = Router(settings.models, limits, epoch, handout.num_bytes)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        front = bind(self._context, settings.front, FRONT_RCVHWM, settings.max_payload_bytes)
-        back = bind(self._context, [settings.back], BACK_RCVHWM, settings.max_payload_bytes)
         self._watch.add(link.fileno(), self._read_link)
         welcome = {
             "epoch": router.epoch,
@@ -74,21 +76,29 @@ class Broker:
             "models": settings.models,
             "arena": handout.path,
         }
+        self._to_clients = Outlet()
         self._back = Back(
-            back,
             router,
             self._watch,
             pages_fd,
             welcome,
-            answer=self._answer,
+            to_clients=self._to_clients,
             opened=self._opened,
             gave_up=self._gave_up,
         )
-        self._front = Front(front, router, self._back, self._watch, welcome)
+        self._front = Front(router, self._back, self._watch, welcome, self._to_clients)
+        # A backstop for what the SDK refuses to send.
+        max_frame_bytes = 2 * settings.max_payload_bytes + wire.MAX_INLINE_BYTES
+        self._listeners = [Listener(settings.back, max_frame_bytes, self._watch, self._back)]
+        remote = [endpoint for endpoint in settings.front if not endpoint.startswith(UNIX)]
+        for endpoint in set(settings.front) - set(remote):
+            path = endpoint.removeprefix(UNIX)
+            self._listeners.append(Listener(path, max_frame_bytes, self._watch, self._front))
+        self._remote = Remote(remote, settings.max_payload_bytes, self._front) if remote else None
         self._poller = zmq.Poller()
-        self._readers = {back: self._back.read, front: self._front.read}
-        for readable in (back, front, self._watch.fileno()):
-            self._poller.register(readable, zmq.POLLIN)
+        if self._remote is not None:
+            for readable in (self._remote.socket, self._watch.fileno()):
+                self._poller.register(readable, zmq.POLLIN)
         self._said_empty = False
         self._resent_at = time.monotonic() + RESEND_GRACE_S
         self._finished = False
@@ -96,46 +106,52 @@ class Broker:
     def run(self) -> int:
         """Serve until the supervisor says stop (OK) or is gone (ORPHANED)."""
         while not self._finished and not self._link.closed:
-            self._read(self._poller.poll(self._timeout_ms()))
+            self._wait(self._timeout_s())
             now = time.monotonic()
             self._back.tick(now)
             for session, record in self._router.expire(now):
-                self._answer(session.route, record)
+                self._to_clients.put(session.route, record)
             self._back.send(self._router.dispatch(now))
             self._back.flush()
             self._front.flush()
             self._handout.tend(self._router.leases.num_leased)
             self._report()
-        self._context.destroy(linger=LINGER_MS if self._finished else 0)
+        until = time.monotonic() + LINGER_S
+        while self._finished and self._to_clients.blocked and time.monotonic() < until:
+            self._wait(RETRY_S)
+        if self._remote is not None:
+            self._remote.close(lingers=self._finished)
         return Exit.OK if self._finished else Exit.ORPHANED
 
-    def _read(self, readable: list[tuple[Any, int]]) -> None:
-        """Only what has something. The watch comes first: who is gone is not to be given what is read next."""
-        named = dict(readable)
-        if self._watch.fileno() in named:
-            self._watch.dispatch()
-        # To look for a second message costs as much as to poll again, and while next to nothing is on its way there
-        # is none; under load, what is read in one pass is packed into one message.
-        limit = MAX_PASS if self._router.num_entries > 1 else 1
-        for socket, read in self._readers.items():
-            if socket in named:
-                read(limit)
+    def _wait(self, timeout_s: float | None) -> None:
+        """Sleep until something is to be done, and take in what has arrived."""
+        remote = self._remote
+        if remote is None:
+            self._watch.wait(timeout_s)
+            return
+        ready = dict(self._poller.poll(None if timeout_s is None else math.ceil(timeout_s * 1000)))
+        if self._watch.fileno() in ready:
+            self._watch.wait(0)
+        if remote.socket in ready:
+            remote.read()
+        if remote.blocked:
+            remote.retry()
 
-    def _timeout_ms(self) -> int | None:
+    def _timeout_s(self) -> float | None:
         """Until the next thing that happens by itself; None: nothing does."""
-        if self._front.outlet.blocked or self._back.outlet.blocked:
-            return RETRY_MS
-        times = [at for at in (self._back.next_deadline(), self._router.next_deadline()) if at is not None]
+        if self._remote is not None and self._remote.blocked:
+            return RETRY_S
+        back_at, router_at = self._back.next_deadline(), self._router.next_deadline()
+        if back_at is None and router_at is None and self._router.admitting:
+            return None
+        times = [at for at in (back_at, router_at) if at is not None]
         now = time.monotonic()
         if not self._router.admitting and now < self._resent_at:
             times.append(self._resent_at)
         if not times:
             return None
-        wait_s = min(MAX_WAIT_S, max(0.0, min(times) - now))
-        return int(wait_s * 1000) + 1  # rounded up: 1 ms late beats a busy loop
-
-    def _answer(self, route: bytes, record: Any) -> None:
-        self._front.outlet.put(route, record)
+        # Rounded up: 1 ms late beats a busy loop.
+        return min(MAX_WAIT_S, max(0.0, min(times) - now)) + 0.001
 
     # --- the supervisor ------------------------------------------------------------------------------------------
 
@@ -171,7 +187,7 @@ class Broker:
             self._link.send(event="drained", replica=worker.replica, generation=worker.generation)
         if not self._router.admitting and not self._said_empty and time.monotonic() >= self._resent_at:
             waiting = self._router.num_queued + self._router.num_outstanding
-            if not waiting and not self._front.outlet.blocked:
+            if not waiting and not self._to_clients.blocked:
                 self._said_empty = True
                 self._link.send(event="empty")
         if self._link.unsent:
@@ -183,7 +199,9 @@ class Broker:
             "queue": {
                 "queued": router.num_queued,
                 "outstanding": router.num_outstanding,
+                "by_priority": router.queued_by_priority,
                 "answered": counts.answered,
+                "failed": counts.failed,
                 "rejected": counts.rejected,
                 "retried": counts.retried,
                 "expired": counts.expired,
@@ -192,7 +210,7 @@ class Broker:
                 "poisoned": counts.poisoned,
                 "bytes": router.num_bytes,
                 "clients": len(router.sessions),
-                "malformed": self._front.malformed,
+                "malformed": self._front.num_malformed,
             },
             "arena": {
                 "bytes": router.leases.total,
@@ -201,4 +219,5 @@ class Broker:
                 "results": router.leases.num_results,
             },
             "workers": self._back.loads(time.monotonic()),
+            **router.figures.told(),
         }

@@ -21,13 +21,13 @@ class Deadlines:
 
     def watch(self, entry: Entry) -> None:
         """From now on; an entry without a deadline is ignored."""
-        if entry.request.deadline_ns != NO_DEADLINE:
+        if entry.deadline_ns != NO_DEADLINE:
             self._serial += 1
-            heapq.heappush(self._heap, (entry.request.deadline_ns, self._serial, entry))
+            heapq.heappush(self._heap, (entry.deadline_ns, self._serial, entry))
 
     def ended(self, entry: Entry) -> None:
         """It has its final answer."""
-        if entry.request.deadline_ns == NO_DEADLINE:
+        if entry.deadline_ns == NO_DEADLINE:
             return
         self._ended += 1
         if 2 * self._ended > len(self._heap) + SLACK:

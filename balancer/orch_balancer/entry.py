@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
-from orch.wire import AnyRecord, Flag
+from orch.wire import Flag
 from orch_balancer.leases import Lease
 
 
@@ -31,26 +31,26 @@ class Session:
     """
 
     id: bytes
-    route: bytes
+    route: Any
     entries: dict[int, Entry] = field(default_factory=dict)
     maps: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A ledger line. Its key is (session, request id).
-
-    What is read more than once of the request is copied: a NamedTuple's field costs three times as much as a slot.
-    """
+    """A ledger line. Its key is (session, request id)."""
 
     session: Session
-    request: AnyRecord
-    admitted_at: float
-    num_bytes: int
     request_id: int  # the client's number for it
+    raw: bytes  # the request, packed, as it came
+    frames: tuple[Any, ...]
+    flags: int
+    model: int
+    deadline_ns: int
     rows: int  # batch rows it takes
     priority: int  # its class; lower runs first
-    is_stream: bool  # answered in parts, which takes as long as its reader does
+    num_bytes: int
+    admitted_at: float
     place: Place = QUEUED
     attempts: int = 0  # dispatches whose end, so far, would count
     ticket: int = 0  # of the running dispatch, 0 while queued
@@ -64,4 +64,9 @@ class Entry:
     @property
     def may_retry(self) -> bool:
         """Whether another run could not hurt: the client allows it, and has seen no part of the first."""
-        return not self.request.flags & Flag.NO_RETRY and not self.sent_parts
+        return not self.flags & Flag.NO_RETRY and not self.sent_parts
+
+    @property
+    def is_stream(self) -> bool:
+        """Answered in parts, which takes as long as its reader does."""
+        return bool(self.flags & Flag.STREAM)

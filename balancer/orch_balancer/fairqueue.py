@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from orch.wire import Priority
+from orch.wire import Flag, Priority
 from orch_balancer import policy
 from orch_balancer.entry import QUEUED, Entry
 
 # Removed entries stay in their deque, emptied, until they reach its head; beyond this many more than live ones the
 # deques are rebuilt, so removal costs O(1) on average and memory stays proportional to what waits.
 SLACK = 1024
+# Looked up once.
+NORMAL, STREAM = int(Priority.NORMAL), Flag.STREAM
 
 
 class _Class:
@@ -34,14 +36,20 @@ class _Class:
         self.rows += rows
         self.rows_of[client] = self.rows_of.get(client, 0) + rows
 
-    def went(self, client: bytes, rows: int) -> None:
-        """Count them no more."""
-        self.rows -= rows
-        left = self.rows_of[client] - rows
-        if left:
-            self.rows_of[client] = left
-        else:
-            del self.rows_of[client]
+    def went(self, entries: Sequence[Entry]) -> None:
+        """Count theirs no more. Most often they are of one client, and its rows are changed once."""
+        i, end = 0, len(entries)
+        while i < end:
+            session, rows = entries[i].session, 0
+            while i < end and entries[i].session is session:
+                rows += entries[i].rows
+                i += 1
+            self.rows -= rows
+            left = self.rows_of[session.id] - rows
+            if left:
+                self.rows_of[session.id] = left
+            else:
+                del self.rows_of[session.id]
 
     def drain(self) -> Iterator[Entry]:
         """The live entries as they are to run, each out of its deque when it is given; not counted."""
@@ -85,37 +93,46 @@ class FairQueue:
     def __init__(self) -> None:
         self._classes = [_Class() for _ in Priority]
         self._counts = [0 for _ in Priority]
+        self._num = 0
         self._turn = 0
 
     def __len__(self) -> int:
-        return sum(self._counts)
+        return self._num
 
     def __iter__(self) -> Iterator[Entry]:
         for each in self._classes:
             yield from each
 
+    def num_of(self, priority: int) -> int:
+        """Entries of one class."""
+        return self._counts[priority]
+
     @property
     def rows(self) -> int:
         """Of all that waits."""
-        return sum([each.rows for each in self._classes])
+        high, normal, low = self._classes
+        return high.rows + normal.rows + low.rows
 
-    def push(self, entry: Entry) -> None:
-        """Last in its client's line."""
-        priority = entry.priority
-        each, client = self._classes[priority], entry.session.id
+    def push(self, entries: Sequence[Entry], rows: int) -> None:
+        """Last in their client's line: entries of one client and one priority, with so many rows."""
+        first = entries[0]
+        priority, client = first.priority, first.session.id
+        each = self._classes[priority]
         line = each.by_client.get(client)
         if line is None:
             line = each.by_client[client] = deque()
             each.turns.append(client)
-        line.append(entry)
-        self._counts[priority] += 1
-        each.came(client, entry.rows)
+        line.extend(entries)
+        self._counts[priority] += len(entries)
+        self._num += len(entries)
+        each.came(client, rows)
 
     def push_first(self, entry: Entry) -> None:
         """Ahead of everything in its class."""
         each = self._classes[entry.priority]
         each.first.appendleft(entry)
         self._counts[entry.priority] += 1
+        self._num += 1
         each.came(entry.session.id, entry.rows)
 
     def take(self, wanted: int, room: int) -> list[Entry]:
@@ -125,25 +142,29 @@ class FairQueue:
         """
         taken: list[Entry] = []
         rows, is_full = 0, False
-        while not is_full and (priority := policy.next_class(self._counts, self._turn)) is not None:
-            each, num_before = self._classes[priority], len(taken)
+        while self._num and not is_full:
             # Where no other class waits, every turn is this one's.
-            alone = self._counts[priority] == len(self)
+            alone = self._counts[NORMAL] == self._num
+            priority = NORMAL if alone else policy.next_class(self._counts, self._turn)
+            each, num_before = self._classes[priority], len(taken)
+            alone = alone or self._counts[priority] == self._num
             for entry in each.drain():
-                if taken and rows + entry.rows > room:
+                its_rows = entry.rows
+                if taken and rows + its_rows > room:
                     each.first.appendleft(entry)
                     is_full = True
                     break
                 taken.append(entry)
-                rows += entry.rows
-                each.went(entry.session.id, entry.rows)
+                rows += its_rows
                 # A stream may take any time: nothing is to wait behind it.
-                is_full = rows >= wanted or entry.is_stream
+                is_full = rows >= wanted or entry.flags & STREAM != 0
                 if is_full or not alone:
                     break
-            num_taken = len(taken) - num_before
-            self._counts[priority] -= num_taken
-            self._turn += num_taken
+            new = taken[num_before:]
+            each.went(new)
+            self._counts[priority] -= len(new)
+            self._num -= len(new)
+            self._turn += len(new)
         return taken
 
     def rows_ahead(self, client: bytes, priority: int) -> int:
@@ -158,7 +179,8 @@ class FairQueue:
         priority = entry.priority
         each = self._classes[priority]
         self._counts[priority] -= 1
-        each.went(entry.session.id, entry.rows)
+        self._num -= 1
+        each.went([entry])
         each.removed += 1
         if each.removed > self._counts[priority] + SLACK:
             each.rebuild()

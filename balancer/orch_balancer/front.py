@@ -8,64 +8,59 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import zmq
-
 from orch import chunk, wire
 from orch.errors import RemoteProtocolError, WorkerLost
-from orch.wire import AnyRecord, Flag, Kind, Record, changed
+from orch.wire import AnyRecord, Flag, Kind, Received, Record, changed, repacked
 from orch_balancer.back import Back
 from orch_balancer.entry import Session
-from orch_balancer.outlet import Outlet
-from orch_balancer.peers import Watch, peer_of
+from orch_balancer.outlet import Outlet, Route
+from orch_balancer.peers import Watch
 from orch_balancer.router import Router
-from orch_balancer.sockets import MAX_PASS, receive
 
 log = logging.getLogger(__name__)
 
 # A stream of malformed messages is logged no more often than this.
 LOG_EVERY_S = 1.0
 MAX_DEADLINE_NS = 2**63 - 1
-REQUEST = int(Kind.REQUEST)  # looked up once: it is asked of every record
+# Looked up once: they are asked of every record.
+REQUEST, BUDGET = int(Kind.REQUEST), Flag.BUDGET
 
 
 class Front:
     """Owns the sessions' routes and what is on its way to clients."""
 
-    def __init__(
-        self, socket: zmq.Socket[bytes], router: Router, back: Back, watch: Watch, welcome: dict[str, Any]
-    ) -> None:
-        self._socket = socket
+    def __init__(self, router: Router, back: Back, watch: Watch, welcome: dict[str, Any], outlet: Outlet) -> None:
         self._router = router
         self._back = back
         self._watch = watch
         self._welcome = Record(Kind.WELCOME, body=wire.write_map(**welcome))
-        self.outlet = Outlet(socket)
-        self._sessions: dict[bytes, Session] = {}  # by route
+        self.outlet = outlet
+        self._sessions: dict[Route, Session] = {}
         self._sessions_of: dict[int, set[bytes]] = {}  # session ids by pid
         self._pid_of: dict[bytes, int] = {}  # by session id
-        self.malformed = 0
+        self.num_malformed = 0
         self._log_after = 0.0
 
-    def read(self, limit: int = MAX_PASS) -> None:
-        """One bounded pass."""
-        for _ in range(limit):
-            message = receive(self._socket, self._sessions)
-            if message is None:
-                return
-            route, head, frames = message
-            session = self._sessions.get(route)
-            try:
-                if session is None:
-                    self._greet(route, head, frames)
-                else:
-                    self._serve(session, wire.receive(head, frames))
-            except RemoteProtocolError as err:
-                self._malformed_from(route, err)
+    def take(self, route: Route, head: bytes, frames: Sequence[Any]) -> None:
+        """A message from a client."""
+        session = self._sessions.get(route)
+        try:
+            if session is None:
+                self._greet(route, wire.receive(head, frames))
+            else:
+                self._serve(session, wire.receive(head, frames))
+        except RemoteProtocolError as err:
+            self.malformed(route, err)
+
+    def gone(self, route: Route) -> None:
+        """A client's connection has ended."""
+        self._leave(route, "is gone")
 
     def flush(self) -> None:
         """Send; whoever is gone or does not read is dropped."""
         for route in self.outlet.flush():
             self._leave(route, "is gone or does not read its answers")
+            route.close()
 
     def dismiss(self) -> int:
         """The instance stops: an error for what is unanswered, GOODBYE for everyone. How many were unanswered."""
@@ -79,14 +74,14 @@ class Front:
         self.outlet.flush()
         return unanswered
 
-    def _greet(self, route: bytes, head: zmq.Frame, frames: list[zmq.Frame]) -> None:
+    def _greet(self, route: Route, records: Sequence[Received]) -> None:
         """An unknown route: HELLO opens a session; anything else is answered with our HELLO, which asks for it."""
-        first, *others = wire.receive(head.bytes, frames)
+        first, *others = records
         if first.kind != Kind.HELLO:
             if first.kind != Kind.GOODBYE:
                 self.outlet.put(route, Record(Kind.HELLO))
             return
-        peer = peer_of(head)
+        peer = route.peer
         if peer is not None and peer.uid != os.getuid():
             raise RemoteProtocolError(f"a client of uid {peer.uid}; this instance serves uid {os.getuid()}")
         session_id = wire.read_map(first.body, wire.HELLO_FIELDS)["session"]
@@ -96,6 +91,7 @@ class Front:
         if known is not None:  # it came back on a new route
             self._sessions.pop(known.route, None)
             self.outlet.drop(known.route)
+            known.route.close()
         session = self._router.hello(session_id, route)
         session.maps = False
         self._router.leases.forget(session_id)  # it has begun anew, and uses nothing that it had
@@ -110,17 +106,16 @@ class Front:
         self.outlet.put(route, self._welcome)
         self._serve(session, others)
 
-    def _serve(self, session: Session, records: Sequence[AnyRecord]) -> None:
-        now = time.monotonic()
+    def _serve(self, session: Session, records: Sequence[Received]) -> None:
+        requests: list[Received] = []
         for record in records:
             kind = record.kind
             if kind == REQUEST:
-                if record.flags & Flag.BUDGET:
-                    record = on_our_clock(record)  # noqa: PLW2901
-                refused = self._router.admit(session, record, now)
-                if refused is not None:
-                    self.outlet.put(session.route, refused)
-            elif kind == Kind.CANCEL:
+                requests.append(on_our_clock(record) if record.flags & BUDGET else record)
+                continue
+            self._admit(session, requests)
+            requests = []
+            if kind == Kind.CANCEL:
                 entry = self._router.cancel(session, record.request_id)
                 if entry is not None:
                     self._back.flag([entry])
@@ -133,11 +128,18 @@ class Front:
             elif kind == Kind.GOODBYE:
                 self._router.leases.forget(session.id)
                 self._leave(session.route, None)
+                session.route.close()
                 return
             elif kind == Kind.HELLO:
                 self.outlet.put(session.route, self._welcome)
             else:
                 raise RemoteProtocolError(f"a client sent kind {Kind(kind).name}")
+        self._admit(session, requests)
+
+    def _admit(self, session: Session, requests: Sequence[Received]) -> None:
+        if requests:
+            for refusal in self._router.admit(session, requests, time.monotonic()):
+                self.outlet.put(session.route, refusal)
 
     def _lend(self, session: Session, record: AnyRecord) -> None:
         """A client has mapped the arena, and wants chunks: `rows` of so many bytes each, or just results there."""
@@ -148,20 +150,22 @@ class Front:
             granted = self._router.leases.grant(session.id, num_bytes, record.rows)
             self.outlet.put(session.route, Record(Kind.GRANT, body=chunk.write_chunks(granted)))
 
-    def _malformed_from(self, route: bytes, err: RemoteProtocolError) -> None:
+    def malformed(self, route: Route, err: RemoteProtocolError) -> None:
         """An error reply, and the peer is dropped; the log hears of it at most once a second."""
-        self.malformed += 1
+        self.num_malformed += 1
         now = time.monotonic()
         if now >= self._log_after:
             self._log_after = now + LOG_EVERY_S
-            log.warning("a peer was dropped: %s (%d such messages so far)", err, self.malformed)
-        self.outlet.put(route, wire.error_record(0, "protocol", str(err)))
+            log.warning("a peer was dropped: %s (%d such messages so far)", err, self.num_malformed)
+        route.send([wire.pack_head([wire.error_record(0, "protocol", str(err))])])
         self._leave(route, None)
+        route.close()
 
-    def _leave(self, route: bytes, why: str | None) -> None:
+    def _leave(self, route: Route, why: str | None) -> None:
         session = self._sessions.pop(route, None)
         if session is None:
             return
+        self.outlet.drop(route)
         if why is not None:
             log.warning("client %s %s: %d requests cancelled", session.id.hex()[:8], why, len(session.entries))
         self._back.flag(self._router.leave(session))
@@ -183,14 +187,14 @@ class Front:
             self._router.leases.forget(session_id)
             session = self._router.sessions.get(session_id)
             if session is not None:
-                self.outlet.drop(session.route)
                 self._leave(session.route, None)
+                session.route.close()
 
 
-def on_our_clock(request: AnyRecord) -> AnyRecord:
+def on_our_clock(request: Received) -> Received:
     """A request from another host brings what remains of its time, because clocks differ; 0 or less: nothing."""
     if not request.deadline_ns:
         return request
     # At least 1: 0 would mean no deadline at all. At most what the header holds.
     deadline_ns = min(max(1, time.monotonic_ns() + request.deadline_ns), MAX_DEADLINE_NS)
-    return changed(request, deadline_ns=deadline_ns, flags=request.flags & ~Flag.BUDGET)
+    return repacked(changed(request, deadline_ns=deadline_ns, flags=request.flags & ~BUDGET))

@@ -1,36 +1,45 @@
-"""Sending to peers that may not be reading: one packed message per peer and pass, an outbox where the pipe is full."""
+"""Sending: one packed message per peer and pass, and an end for peers that do not read."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
-from typing import Any
-
-import zmq
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 from orch import payload, wire
-from orch.wire import AnyRecord, Piece, as_piece
+from orch.wire import AnyRecord, Piece, Received, as_piece
+from orch_balancer.entry import Entry
+from orch_balancer.peers import Peer
 
-# What may wait for one peer beyond ZeroMQ's own pipe. A peer that lets more pile up does not read; it is dropped.
+# What may wait for one peer, beyond what the transport takes. One that lets more pile up does not read: it is dropped.
 MAX_OUTBOX_BYTES = 64 * 1024 * 1024
-# Plain integers, because to join two of pyzmq's flags costs as much as to send.
-NOBLOCK, MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
+
+
+class Route(Protocol):
+    """Where a peer is reached: a connection of one transport or the other."""
+
+    @property
+    def peer(self) -> Peer | None:
+        """Which process it is; None: of another host."""
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What waits for the peer to read."""
+
+    def send(self, message: Sequence[Any]) -> bool | None:
+        """Send; False: as far as there is room, and the rest later; None: nobody is there any more."""
+
+    def close(self) -> None:
+        """End the connection."""
 
 
 class Outlet:
-    """Owns what is on its way out of one ROUTER socket.
+    """Owns what was put for peers and is not handed to their routes yet."""
 
-    The socket has ROUTER_MANDATORY, so a full pipe (EAGAIN) and a peer that is gone (EHOSTUNREACH) are told apart;
-    without it ROUTER drops both in silence (zmq_setsockopt(3)).
-    """
+    def __init__(self) -> None:
+        self._pending: dict[Route, list[Piece]] = {}
+        self._blocked: set[Route] = set()
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
-        self.socket = socket
-        self._pending: dict[bytes, list[Piece]] = {}
-        self._outboxes: dict[bytes, deque[list[Any]]] = {}
-        self._outbox_bytes: dict[bytes, int] = {}
-
-    def put(self, route: bytes, record: AnyRecord) -> None:
+    def put(self, route: Route, record: AnyRecord) -> None:
         """Send with the next `flush`."""
         piece = as_piece(record)
         pending = self._pending.get(route)
@@ -39,73 +48,51 @@ class Outlet:
         else:
             pending.append(piece)
 
-    def put_all(self, route: bytes, pieces: Iterable[Piece]) -> None:
+    def put_all(self, route: Route, pieces: Iterable[Piece]) -> None:
         """Send these, in order, with the next `flush`."""
         self._pending.setdefault(route, []).extend(pieces)
 
-    def flush(self) -> list[bytes]:
-        """Send what is put and what waits in outboxes. Returns the routes to give up: gone, or not reading."""
-        failed = [route for route in list(self._outboxes) if not self._retry(route)]
-        if self._pending:
-            pending, self._pending = self._pending, {}
-            for route, pieces in pending.items():
-                # Every message is sent or kept, also behind one that could not be.
-                if route not in failed and not all([self._send(route, each) for each in wire.pack(pieces)]):  # noqa: C419
-                    failed.append(route)
-        for route in failed:
-            self.drop(route)
+    def put_answers(self, answers: Iterable[tuple[Entry, Received]]) -> None:
+        """Send each to the client of its entry: the request id is the client's own."""
+        every = self._pending
+        for entry, record in answers:
+            route = entry.session.route
+            pending = every.get(route)
+            if pending is None:
+                pending = every[route] = []
+            pending.append(record[9:])  # what as_piece says of it
+
+    def flush(self) -> list[Route]:
+        """Send what was put. Returns the routes to give up: gone, or not reading."""
+        failed: list[Route] = []
+        while self._pending:
+            route, pieces = self._pending.popitem()
+            if not self._send(route, pieces):
+                failed.append(route)
+                self._blocked.discard(route)
         return failed
 
     @property
     def blocked(self) -> bool:
-        """Whether an outbox waits for its peer to read."""
-        return bool(self._outboxes)
+        """Whether something waits for its peer to read."""
+        if self._blocked:
+            self._blocked = {route for route in self._blocked if route.unsent_bytes}
+        return bool(self._blocked)
 
-    def drop(self, route: bytes) -> None:
+    def drop(self, route: Route) -> None:
         """Forget what was meant for a peer."""
         self._pending.pop(route, None)
-        self._outboxes.pop(route, None)
-        self._outbox_bytes.pop(route, None)
+        self._blocked.discard(route)
 
-    def _send(self, route: bytes, message: list[Any]) -> bool:
-        if route in self._outboxes:
-            return self._keep(route, message)
-        try:
-            self._write(route, message)
-        except zmq.Again:
-            return self._keep(route, message)
-        except zmq.ZMQError:
-            return False
-        return True
-
-    def _write(self, route: bytes, message: list[Any]) -> None:
-        send = self.socket.send
-        send(route, MORE)
-        last = len(message) - 1
-        for i, frame in enumerate(message):
-            # The pipe took the route, so it takes the whole message: a high-water mark counts messages.
-            send(frame, MORE if i < last else NOBLOCK, copy=not i)
-
-    def _keep(self, route: bytes, message: list[Any]) -> bool:
-        box = self._outboxes.setdefault(route, deque())
-        held = self._outbox_bytes.get(route, 0)
-        size = payload.nbytes(message[0], message[1:])
-        if held and held + size > MAX_OUTBOX_BYTES:
-            return False
-        box.append(message)
-        self._outbox_bytes[route] = held + size
-        return True
-
-    def _retry(self, route: bytes) -> bool:
-        box = self._outboxes[route]
-        while box:
-            try:
-                self._write(route, box[0])
-            except zmq.Again:
-                return True
-            except zmq.ZMQError:
+    def _send(self, route: Route, pieces: Sequence[Piece]) -> bool:
+        for message in wire.pack(pieces):
+            if route in self._blocked:
+                held = route.unsent_bytes
+                if held and held + payload.nbytes(message[0], message[1:]) > MAX_OUTBOX_BYTES:
+                    return False
+            sent = route.send(message)
+            if sent is None:
                 return False
-            message = box.popleft()
-            self._outbox_bytes[route] -= payload.nbytes(message[0], message[1:])
-        del self._outboxes[route], self._outbox_bytes[route]
+            if not sent:
+                self._blocked.add(route)
         return True

@@ -1,56 +1,69 @@
-"""Who is at the other end of a local connection, and whether that process still lives."""
+"""What the loop waits for: readable descriptors, and processes that may die."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 from collections.abc import Callable
 from typing import NamedTuple
 
-import zmq
+READABLE, WRITABLE = select.EPOLLIN, select.EPOLLOUT
+# Descriptors served in one pass. The kernel gives them in turns, so nobody starves however many there are.
+MAX_READY = 64
 
 
 class Peer(NamedTuple):
-    """Credentials of an ipc peer, as the kernel took them at connect (SO_PEERCRED). pid 0: in another pid namespace."""
+    """Who is at the other end, as the kernel took it at connect (SO_PEERCRED). pid 0: in another pid namespace."""
 
     uid: int
     pid: int
 
 
-def peer_of(frame: zmq.Frame) -> Peer | None:
-    """The sender of a received frame, or None over TCP.
-
-    libzmq appends ":uid:gid:pid" to the Peer-Address of an ipc connection.
-    """
-    parts = str(frame.get("Peer-Address")).rsplit(":", 3)
-    if len(parts) != len(("address", "uid", "gid", "pid")) or not all(part.isdigit() for part in parts[1:]):
-        return None
-    address, uid, _gid, pid = parts
-    if address.replace(".", "").isdigit():  # an IPv4 address with a port has one number after the colon, not three
-        return None
-    return Peer(int(uid), int(pid))
-
-
 class Watch:
-    """One epoll for everything that is no ZeroMQ socket: the loop polls its single descriptor however many there are.
-
-    Owns the pidfds.
-    """
+    """Owns the loop's one epoll, with a handler for each descriptor, and the pidfds."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._handlers: dict[int, Callable[[], None]] = {}
+        self._readers: dict[int, Callable[[], None]] = {}
+        self._writers: dict[int, Callable[[], object]] = {}
         self._pidfds: dict[int, int] = {}
         self._on_death: dict[int, list[Callable[[int], None]]] = {}  # by pid
 
     def fileno(self) -> int:
-        """For the poller."""
+        """Readable when something in it is."""
         return self._epoll.fileno()
 
+    def wait(self, timeout_s: float | None) -> None:
+        """Sleep until something is ready, None: for as long as it takes; call the handlers of what is."""
+        for fd, events in self._epoll.poll(timeout_s, MAX_READY):
+            if events & WRITABLE and (write := self._writers.get(fd)):
+                write()
+            # Also an error or a hang-up: to read tells which.
+            if events != WRITABLE and (read := self._readers.get(fd)):
+                read()
+
     def add(self, fd: int, handler: Callable[[], None]) -> None:
-        """Call `handler` when `fd` is readable."""
-        self._epoll.register(fd, select.EPOLLIN)
-        self._handlers[fd] = handler
+        """Call `handler` whenever `fd` is readable, or hung up."""
+        self._epoll.register(fd, READABLE)
+        self._readers[fd] = handler
+
+    def when_writable(self, fd: int, handler: Callable[[], object] | None) -> None:
+        """Call `handler` whenever there is room to write as well; None: not any more."""
+        if handler is None:
+            if self._writers.pop(fd, None) is not None:
+                self._epoll.modify(fd, READABLE)
+        else:
+            if fd not in self._writers:
+                self._epoll.modify(fd, READABLE | WRITABLE)
+            self._writers[fd] = handler
+
+    def remove(self, fd: int) -> None:
+        """Before it is closed."""
+        if self._readers.pop(fd, None) is not None:
+            self._writers.pop(fd, None)
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(fd)
 
     def watch_process(self, pid: int, on_death: Callable[[int], None]) -> bool:
         """Call `on_death(pid)` once, when the process is gone. False: it is gone already."""
@@ -89,11 +102,6 @@ class Watch:
 
     def _close(self, pid: int) -> None:
         fd = self._pidfds.pop(pid)
-        del self._on_death[pid], self._handlers[fd]
-        os.close(fd)  # which also takes it out of the epoll
-
-    def dispatch(self) -> None:
-        """Call the handlers of what is readable now."""
-        for fd, _ in self._epoll.poll(0):
-            if handler := self._handlers.get(fd):
-                handler()
+        del self._on_death[pid]
+        self.remove(fd)
+        os.close(fd)

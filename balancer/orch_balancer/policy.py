@@ -6,7 +6,7 @@ A worker's weight is its speed as a share of the fastest kind's: 1.0 for all whe
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 # Every this many turns the lowest waiting class goes first, so that a flood of high-priority work slows the others
 # to 1/16 of the capacity but cannot stop them.
@@ -40,17 +40,17 @@ def room(rows: int, max_batch_size: int, batch_s: float | None, weight: float, b
     return max(0, 2 * max_batch_size - rows)
 
 
-def share(waiting: int, weight: float, idle: Collection[float], room: int, max_batch_size: int) -> int:
-    """Rows to give the chosen worker, of that weight, in one message, at least 1. idle: the weights of all that idle.
+def share(waiting: int, weight: float, num_idle: int, idle_weight: float, room: int, max_batch_size: int) -> int:
+    """Rows to give the chosen worker, of that weight, in one message, at least 1. idle_weight: of all that idle.
 
     While workers idle, waiting rows are shared among them by weight, and each gets one as far as they go; when none
     idles, a worker is given up to a batch.
     """
     fair = waiting
-    if len(idle) > 1:
-        fair -= len(idle) - 1
+    if num_idle > 1:
+        fair -= num_idle - 1
         if fair > 1:
-            fair = min(fair, math.ceil(waiting * weight / sum(idle) - ROUNDING))
+            fair = min(fair, math.ceil(waiting * weight / idle_weight - ROUNDING))
     return max(1, min(fair, room, max_batch_size))
 
 
@@ -59,13 +59,10 @@ def suspect_lanes(num_workers: int) -> int:
     return max(1, num_workers // 2)
 
 
-def next_class(waiting: Sequence[int], turn: int) -> int | None:
-    """The priority to serve on this turn: the highest that waits, and now and then the lowest. None: nothing waits."""
+def next_class(waiting: Sequence[int], turn: int) -> int:
+    """The priority to serve on this turn: the highest that waits, and now and then the lowest. Something waits."""
     order = range(len(waiting))
-    for priority in order if turn % LOW_TURN != LOW_TURN - 1 else reversed(order):
-        if waiting[priority]:
-            return priority
-    return None
+    return next(each for each in (reversed(order) if turn % LOW_TURN == LOW_TURN - 1 else order) if waiting[each])
 
 
 def retry_after_s(queued_rows: int, rows_per_s: float | None) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 from orch_balancer import policy
 from orch_balancer.entry import Entry
@@ -21,7 +22,7 @@ class Worker:
 
     replica: str
     generation: int
-    route: bytes
+    route: Any
     pool: Pool
     max_batch_size: int
     idle_since: float
@@ -53,6 +54,7 @@ class Pool:
         self.speed = Speed()
         self.results = ResultBytes()
         self.idle: dict[str, float] = {}  # the weights of those without work, by replica
+        self.idle_weight = 0.0  # their sum
         self._heap: list[tuple[tuple[float, float], int, int, Worker]] = []
         self._serial = 0
 
@@ -65,40 +67,48 @@ class Pool:
         """A worker is gone."""
         del self.workers[worker.replica]
         self.lanes.discard(worker.replica)
-        self.idle.pop(worker.replica, None)
         worker.version += 1
         worker.accepting = False
+        self._count_idle(worker, is_idle=False)
 
     def touch(self, worker: Worker) -> None:
         """Rank a worker anew after its load, its weight or its willingness changed."""
         worker.version += 1
         willing = worker.accepting and not worker.in_lane
-        if willing and not worker.outstanding:
+        self._count_idle(worker, is_idle=willing and not worker.outstanding)
+        if not willing or self.room(worker, worker.began_at) <= 0:
+            return
+        self._serial += 1
+        rank = policy.rank(worker.rows, worker.weight, worker.idle_since)
+        heapq.heappush(self._heap, (rank, self._serial, worker.version, worker))
+        if len(self._heap) > 4 * len(self.workers) + SLACK:
+            self._heap = [item for item in self._heap if item[2] == item[3].version]
+            heapq.heapify(self._heap)
+
+    def _count_idle(self, worker: Worker, *, is_idle: bool) -> None:
+        self.idle_weight -= self.idle.pop(worker.replica, 0.0)
+        if is_idle:
             self.idle[worker.replica] = worker.weight
-        else:
-            self.idle.pop(worker.replica, None)
-        if willing and self.room(worker, worker.began_at) > 0:
-            self._serial += 1
-            rank = policy.rank(worker.rows, worker.weight, worker.idle_since)
-            heapq.heappush(self._heap, (rank, self._serial, worker.version, worker))
-            if len(self._heap) > 4 * len(self.workers) + SLACK:
-                self._heap = [item for item in self._heap if item[2] == item[3].version]
-                heapq.heapify(self._heap)
+            self.idle_weight += worker.weight
+        elif not self.idle:
+            self.idle_weight = 0.0  # what a sum of floats was off by, too
 
     def room(self, worker: Worker, now: float) -> int:
         """Rows it may still be given; none behind a stream."""
+        if not worker.outstanding:
+            return worker.max_batch_size
         if worker.streams:
             return 0
-        busy_s = now - worker.began_at if worker.outstanding else 0.0
+        busy_s = now - worker.began_at
         return policy.room(worker.rows, worker.max_batch_size, self.speed.batch_s, worker.weight, busy_s)
 
-    def best(self, now: float) -> Worker | None:
-        """The worker to give work to next, or None: nobody has room."""
+    def best(self, now: float) -> tuple[Worker, int] | None:
+        """The worker to give work to next, and the rows it may be given; None: nobody has room."""
         heap = self._heap
         while heap:
             _, _, version, worker = heap[0]
-            if version == worker.version and self.room(worker, now) > 0:
-                return worker  # one that has run too long meanwhile is ranked again when it answers
+            if version == worker.version and (room := self.room(worker, now)) > 0:
+                return worker, room  # one that has run too long meanwhile is ranked again when it answers
             heapq.heappop(heap)
         return None
 

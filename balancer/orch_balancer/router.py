@@ -14,17 +14,35 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from orch import chunk, errors, payload
-from orch.wire import FINAL, NO_DEADLINE, AnyRecord, Flag, Kind, Record, changed, error_record, make_ticket
+from orch.wire import (
+    FINAL,
+    HEADER,
+    NO_DEADLINE,
+    AnyRecord,
+    Flag,
+    Kind,
+    Priority,
+    Received,
+    Record,
+    changed,
+    error_record,
+    make_ticket,
+    read_times,
+    repacked,
+)
 from orch_balancer import policy
 from orch_balancer.deadlines import Deadlines
 from orch_balancer.entry import DISPATCHED, DONE, QUEUED, SUSPECT, Entry, Place, Session
+from orch_balancer.figures import Figures
 from orch_balancer.leases import Leases
 from orch_balancer.pool import Pool, Worker
 
 NS = 1_000_000_000
+# Looked up once: they are asked of every record.
+ARENA, STREAM, ERROR = Flag.ARENA, Flag.STREAM, int(Kind.ERROR)
 # A client that reconnects may bring back what it had in its window and what the balancer had answered meanwhile.
 RESEND_FACTOR = 2
 # A suspect that ran while its group fell this often is the killer. Once could be another's deed: ordinary requests run
@@ -75,6 +93,7 @@ class Counts:
 
     admitted: int = 0
     answered: int = 0
+    failed: int = 0  # of the answered, those that the model failed
     rejected: int = 0
     retried: int = 0
     expired: int = 0
@@ -95,6 +114,7 @@ class Router:
         self.pools = [Pool(model) for model in models]
         self.sessions: dict[bytes, Session] = {}
         self.counts = Counts()
+        self.figures = Figures()
         self.answered_by: dict[str, int] = {}  # by replica, over the lives of its workers
         self.admitting = True
         self.num_bytes = self.num_entries = self.num_queued = 0
@@ -103,7 +123,7 @@ class Router:
 
     # --- clients -------------------------------------------------------------------------------------------------
 
-    def hello(self, session_id: bytes, route: bytes) -> Session:
+    def hello(self, session_id: bytes, route: Any) -> Session:
         """A client connected, or came back on another route: what it has here stays its own."""
         session = self.sessions.get(session_id)
         if session is None:
@@ -117,36 +137,54 @@ class Router:
         self.sessions.pop(session.id, None)
         return running
 
-    def admit(self, session: Session, request: AnyRecord, now: float) -> Record | None:
-        """Take a request into the ledger. Returns the error to answer with if it is refused.
+    def admit(self, session: Session, requests: Sequence[Received], now: float) -> list[Record]:
+        """Take requests into the ledger, in order. Returns the errors to answer with for those that are refused.
 
         Raises:
-            RemoteProtocolError: it names a chunk that is not its client's to use.
+            RemoteProtocolError: one names a chunk that is not its client's to use.
         """
-        flags, priority, _, model, request_id, _, deadline_ns, rows, body, frames = request[1:11]
-        if request_id in session.entries:
-            return None  # resent, but this epoch has it already
-        num_bytes = payload.nbytes(body, frames)
-        in_arena = flags & Flag.ARENA
-        if in_arena:
-            num_bytes += chunk.read_place(body).size
-        refusal = self._refusal(session, request, num_bytes, now)
-        if refusal is not None:
-            self.counts.rejected += 1
-            return refusal
-        is_stream = bool(flags & Flag.STREAM)
-        entry = Entry(session, request, now, num_bytes, request_id, rows, priority, is_stream)
-        if in_arena:
-            entry.lease = self.leases.name(session.id, body)
-        self.num_bytes += num_bytes
-        self.num_entries += 1
-        self.num_queued += 1
-        session.entries[request_id] = entry
-        self.pools[model].queue.push(entry)
-        if deadline_ns != NO_DEADLINE:
-            self._deadlines.watch(entry)
-        self.counts.admitted += 1
-        return None
+        refusals: list[Record] = []
+        taken: list[Entry] = []  # of one model and one priority, not queued yet
+        ours, limits = session.entries, self.limits
+        num = len(requests)
+        has_room = self.admitting and len(ours) + num <= limits.per_client and self.num_queued + num <= limits.queue
+        try:
+            for request in requests:
+                _, flags, priority, _, model, request_id, _, deadline_ns, rows, raw, frames = request
+                if request_id in ours:
+                    continue  # resent, but this epoch has it already
+                num_bytes = len(raw) - HEADER.size + (payload.nbytes(b"", frames) if frames else 0)
+                if flags & ARENA:
+                    num_bytes += chunk.read_place(request.body).size
+                if (
+                    not has_room
+                    or deadline_ns
+                    or model >= len(self.pools)
+                    or self.num_bytes + num_bytes > limits.num_bytes
+                ):
+                    self._queue(taken)
+                    taken = []
+                    refusal = self._refusal(session, request, num_bytes, now)
+                    if refusal is not None:
+                        self.counts.rejected += 1
+                        refusals.append(refusal)
+                        continue
+                entry = Entry(
+                    session, request_id, raw, frames, flags, model, deadline_ns, rows, priority, num_bytes, now
+                )
+                if flags & ARENA:
+                    entry.lease = self.leases.name(session.id, request.body)
+                if taken and (taken[-1].priority != priority or taken[-1].model != model):
+                    self._queue(taken)
+                    taken = []
+                self.num_bytes += num_bytes
+                ours[request_id] = entry
+                taken.append(entry)
+                if deadline_ns != NO_DEADLINE:
+                    self._deadlines.watch(entry)
+        finally:
+            self._queue(taken)
+        return refusals
 
     def cancel(self, session: Session, request_id: int) -> Entry | None:
         """Nobody waits for it any more. Returns it if it runs: flag it as cancelled."""
@@ -159,7 +197,7 @@ class Router:
         self,
         replica: str,
         generation: int,
-        route: bytes,
+        route: Any,
         model: str,
         max_batch_size: int,
         now: float,
@@ -186,36 +224,60 @@ class Router:
         worker.accepting = False
         worker.pool.touch(worker)
 
-    def answers(self, worker: Worker, records: Iterable[AnyRecord], now: float) -> list[tuple[Entry, AnyRecord]]:
+    def answers(self, worker: Worker, records: Iterable[Received], now: float) -> list[tuple[Entry, Received]]:
         """A worker's message. Returns the answers that somebody waits for, each with its entry."""
         pool, outstanding = worker.pool, worker.outstanding
-        found: list[tuple[Entry, AnyRecord]] = []
-        rows = num_streams = num_final = 0
+        found: list[tuple[Entry, Received]] = []
+        rows = num_streams = num_final = num_ended = num_bytes = num_failed = times = num_since = 0
+        since = now
+        total = self.figures.total
         for record in records:
-            ticket = record.ticket
+            kind, flags, _, _, _, _, ticket, spent, _, _, frames = record
             entry = outstanding.get(ticket)
             if entry is None:
                 self.counts.late += 1
                 continue
             is_waited_for = entry.place is DISPATCHED
-            if record.kind in FINAL:
+            if kind not in FINAL:
+                entry.sent_parts = True
+            else:
                 del outstanding[ticket]
-                rows += entry.rows
-                num_streams += entry.is_stream
                 num_final += 1
-                if entry.lease is not None or entry.result is not None or record.flags or record.frames:
+                rows += entry.rows
+                if entry.flags & STREAM:
+                    num_streams += 1
+                if entry.lease is not None or entry.result is not None or flags or frames:
                     record = self._settle(worker, entry, record)  # noqa: PLW2901
                 elif pool.results.are_large:
                     pool.results.observe(0)
-                if is_waited_for:
-                    self.counts.answered += 1
+                if not is_waited_for:
+                    continue
+                if kind == ERROR:
+                    num_failed += 1
+                elif spent > 0:
+                    times = spent
+                if entry.admitted_at != since:
+                    total.observe(now - since, num_since)
+                    since, num_since = entry.admitted_at, 0
+                num_since += 1
+                if entry.deadline_ns or entry.lease is not None:
                     self._end(entry)
-            else:
-                entry.sent_parts = True
+                else:  # the same, for most of them
+                    entry.place = DONE
+                    num_bytes += entry.num_bytes
+                    num_ended += 1
+                    del entry.session.entries[entry.request_id]
             if is_waited_for:
                 found.append((entry, record))
+        total.observe(now - since, num_since)
+        self.num_bytes -= num_bytes
+        self.num_entries -= num_ended
+        self.counts.failed += num_failed
         if rows:
+            self.counts.answered += sum(1 for _, record in found if record.kind in FINAL)
             self.answered_by[worker.replica] += num_final
+            if times:
+                self.figures.ran(rows, num_final, *read_times(times))
             worker.rows -= rows
             worker.streams -= num_streams
             # A stream's life is no batch's time, nor is nothing: then this is the rest of a batch's answers.
@@ -261,11 +323,11 @@ class Router:
         for pool in self.pools:
             if pool.suspects or pool.lanes:
                 self._dispatch_suspects(pool, now, made)
-            while len(pool.queue):
-                worker = pool.best(now)
-                if worker is None:
-                    break
-                made.append(self._give(worker, self._take(pool, worker, now), now))
+            while len(pool.queue) and (found := pool.best(now)) is not None:
+                worker, room = found
+                idle = len(pool.idle), pool.idle_weight
+                wanted = policy.share(pool.queue.rows, worker.weight, *idle, room, worker.max_batch_size)
+                made.append(self._give(worker, pool.queue.take(wanted, room), now))
         return made
 
     # --- inside --------------------------------------------------------------------------------------------------
@@ -331,12 +393,6 @@ class Router:
     def _retry_after_s(pool: Pool) -> float:
         return policy.retry_after_s(pool.queue.rows, pool.speed.rows_per_s)
 
-    def _take(self, pool: Pool, worker: Worker, now: float) -> list[Entry]:
-        """The next rows for a worker: at least one request, even one that is larger than the room."""
-        room = pool.room(worker, now)
-        wanted = policy.share(pool.queue.rows, worker.weight, pool.idle.values(), room, worker.max_batch_size)
-        return pool.queue.take(wanted, room)
-
     def _give(self, worker: Worker, entries: list[Entry], now: float) -> Assignment:
         if not worker.outstanding:
             worker.began_at = now
@@ -344,9 +400,11 @@ class Router:
         outstanding, epoch, tickets = worker.outstanding, self.epoch, self._tickets
         self.num_queued -= len(entries)
         worker.rows += sum([entry.rows for entry in entries])
-        worker.streams += sum([entry.is_stream for entry in entries])
+        self.figures.queue_of(entries, now)
         for entry in entries:
             ticket = make_ticket(epoch, next(tickets))
+            if entry.flags & STREAM:
+                worker.streams += 1
             entry.place = DISPATCHED
             entry.worker = worker
             entry.ticket = ticket
@@ -366,9 +424,9 @@ class Router:
         lanes = [pool.workers[replica] for replica in pool.lanes]
         # A worker in a lane that runs no suspect, being emptied or empty, is spoken for by one of those that wait.
         free = sum(1 for worker in lanes if not any(entry.is_suspect for entry in worker.outstanding.values()))
-        while len(lanes) < allowed and free < len(pool.suspects) and (worker := pool.best(now)):
-            pool.enter_lane(worker)
-            lanes.append(worker)
+        while len(lanes) < allowed and free < len(pool.suspects) and (found := pool.best(now)):
+            pool.enter_lane(found[0])
+            lanes.append(found[0])
             free += 1
         for worker in lanes:
             if worker.outstanding:
@@ -408,13 +466,13 @@ class Router:
         return None
 
     def _requeue(self, entry: Entry, now: float, ended: list[Ended]) -> None:
-        deadline_ns = entry.request.deadline_ns
+        deadline_ns = entry.deadline_ns
         if deadline_ns != NO_DEADLINE and deadline_ns <= now * NS:
             ended.append(self._fail(entry, _too_late(entry, now)))
             return
         self.counts.retried += 1
         self.num_queued += 1
-        pool = self.pools[entry.request.model]
+        pool = self.pools[entry.model]
         if entry.is_suspect:
             entry.place = SUSPECT
             pool.suspects.appendleft(entry)
@@ -422,14 +480,23 @@ class Router:
             entry.place = QUEUED
             pool.queue.push_first(entry)
 
-    def _settle(self, worker: Worker, entry: Entry, record: AnyRecord) -> AnyRecord:
+    def _queue(self, entries: list[Entry]) -> None:
+        """What was just admitted: of one client, one model and one priority."""
+        if entries:
+            num = len(entries)
+            self.num_entries += num
+            self.num_queued += num
+            self.counts.admitted += num
+            self.pools[entries[0].model].queue.push(entries, sum([entry.rows for entry in entries]))
+
+    def _settle(self, worker: Worker, entry: Entry, record: Received) -> Received:
         """End the leases of a dispatch that is answered; the answer as the client is to see it."""
         leases, process = self.leases, worker.process
         result, entry.result = entry.result, None
         if record.flags & Flag.ARENA:
             if result is None or not leases.wrote(result, process, record.body):
                 text = f"{worker.replica} named memory that it had not been given"
-                record = error_record(record.request_id, errors.RequestError.code, text, ticket=record.ticket)
+                record = repacked(error_record(record.request_id, errors.RequestError.code, text, ticket=record.ticket))
             elif entry.place is not DISPATCHED:  # nobody waits for it
                 leases.give_back(entry.session.id, [result.chunk.lease])
             else:
@@ -443,7 +510,7 @@ class Router:
         if entry.lease is not None:
             leases.has_read(entry.lease, process, kept=bool(record.flags & Flag.KEPT))
             flags |= 0 if leases.end(entry.lease) else Flag.KEPT
-        return record if flags == record.flags else changed(record, flags=flags)
+        return record if flags == record.flags else repacked(changed(record, flags=flags))
 
     def _fail(self, entry: Entry, error: errors.RequestError) -> Ended:
         self.counts.lost += isinstance(error, errors.WorkerLost)
@@ -472,24 +539,35 @@ class Router:
         del entry.session.entries[entry.request_id]
         if entry.lease is not None:
             self.leases.end(entry.lease)
-        has_deadline = entry.request.deadline_ns != NO_DEADLINE
+        has_deadline = entry.deadline_ns != NO_DEADLINE
         if has_deadline:
             self._deadlines.ended(entry)
         if was is not DISPATCHED:
             self._unqueue(entry, was)
         if has_deadline or was is not DISPATCHED:
             # The queue and the deadlines skip ended entries when they come to them: these must hold no payload.
-            entry.request = changed(entry.request, body=b"", frames=())
+            entry.raw, entry.frames = b"", ()
 
     def _unqueue(self, entry: Entry, was: Place) -> None:
         self.num_queued -= 1
-        pool = self.pools[entry.request.model]
+        pool = self.pools[entry.model]
         if was is QUEUED:
             pool.queue.forget(entry)
         else:
             pool.suspects.remove(entry)
 
     # --- facts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def queued_by_priority(self) -> dict[str, int]:
+        """What waits, suspects too."""
+        found = dict.fromkeys(Priority, 0)
+        for pool in self.pools:
+            for priority in Priority:
+                found[priority] += pool.queue.num_of(priority)
+            for entry in pool.suspects:
+                found[Priority(entry.priority)] += 1
+        return {priority.name: num for priority, num in found.items()}
 
     @property
     def num_outstanding(self) -> int:

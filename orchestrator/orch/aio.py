@@ -12,7 +12,6 @@ from orch.client import (
     CONNECT_S,
     MAP_RETRIES,
     Client,
-    Options,
     PriorityName,
     before_retry,
     check_concurrency,
@@ -129,7 +128,7 @@ class AsyncClient:
         """`async for part in client.stream(payload)`; leaving the loop early cancels the rest."""
         client = await self._connected()
         parts = _AsyncParts(asyncio.get_running_loop())
-        reading = client._start_stream(parts, payload, Options(timeout, model, priority, retry))  # noqa: SLF001  its other half
+        reading = client._start_stream(parts, payload, (timeout, model, priority, retry))  # noqa: SLF001  its other half
         try:
             while (item := await parts.arrived.get())[0] == "part":
                 reading.acknowledge()

@@ -22,7 +22,8 @@ MAX_RESENDS = 8
 SLACK = 1024
 ANSWERS = FINAL | {Kind.PART}
 # For every record: to look a member up in its enum costs as much as the rest of a comparison.
-REQUEST, RESULT, PART = int(Kind.REQUEST), int(Kind.RESULT), int(Kind.PART)
+REQUEST, RESULT, PART, END = int(Kind.REQUEST), int(Kind.RESULT), int(Kind.PART), int(Kind.END)
+KEPT = Flag.KEPT
 
 
 class Call:
@@ -162,28 +163,29 @@ class Calls:
         Raises:
             RemoteProtocolError: the record is no answer.
         """
-        kind = record.kind
+        kind, flags, _, _, _, request_id, _, _, _, body, frames = record
         if kind not in ANSWERS:
             raise RemoteProtocolError(f"the balancer sent kind {kind} for a request")
-        call = self._sent.get(record.request_id)
+        if kind == PART:
+            call = self._sent.get(request_id)
+            self.loans.refuse(record) if call is None else self._take_part(call, record)
+            return
+        call = self._sent.pop(request_id, None)
         if call is None:
             self.loans.refuse(record)
             return
-        if kind == PART:
-            self._take_part(call, record)
-            return
-        self._forget(call)
+        self._sent_bytes -= call.num_bytes
         if call.chunk is not None:
-            self.loans.lost() if record.flags & Flag.KEPT else self.loans.back(call.chunk)
+            self.loans.lost() if flags & KEPT else self.loans.back(call.chunk)
             call.chunk = None
         try:
             if kind == RESULT:
-                body, frames = self.loans.take(record) if record.flags or record.frames else (record.body, ())
-                call.finish(payload.decode(body, frames), None)
-            elif kind == Kind.END:
+                whole = self.loans.take(record) if flags or frames else (body,)
+                call.finish(payload.decode(*whole), None)
+            elif kind == END:
                 call.finish(None, None)
-            elif kind == Kind.ERROR:
-                fields = wire.read_map(record.body, wire.ERROR_FIELDS)
+            else:
+                fields = wire.read_map(body, wire.ERROR_FIELDS)
                 call.finish(None, errors.from_wire(fields["code"], fields["message"], fields["retry_after_s"]))
         except RemoteProtocolError as err:
             call.finish(None, err)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 from orch import payload as payloads
 from orch import runtime
@@ -31,16 +31,12 @@ MIN_RETRY_S, MAX_RETRY_S = 0.01, 1.0
 MAX_TIMEOUT_S = 1e9
 
 PriorityName = Literal["high", "normal", "low"]
-PRIORITIES = {"high": int(Priority.HIGH), "normal": int(Priority.NORMAL), "low": int(Priority.LOW)}
+NORMAL = int(Priority.NORMAL)
+PRIORITIES = {"high": int(Priority.HIGH), "normal": NORMAL, "low": int(Priority.LOW)}
 
 
-class Options(NamedTuple):
-    """How one call is to be run; as the keyword arguments of `Client.request`."""
-
-    timeout: float | None = None
-    model: str | None = None
-    priority: str = "normal"
-    retry: bool = True
+# How one call is to be run: timeout, model, priority and retry, as the keyword arguments of `Client.request`.
+Options = tuple[float | None, str | None, str, bool]
 
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
@@ -50,7 +46,7 @@ _parents: list[Driver] = []  # in a forked child: never collected, because that 
 class Client:
     """A connection to a running instance, safe to share between threads and to carry over a fork.
 
-    endpoint: "ipc:///path" or "tcp://host:port"; None: find the instance `name` on this host.
+    endpoint: "unix:///path", "ipc:///path" or "tcp://host:port"; None: find the instance `name` on this host.
     name: None: $ORCH_NAME, as for every command, else "default".
     connect_timeout: seconds until an instance that does not answer counts as not running.
 
@@ -90,7 +86,7 @@ class Client:
         retry: whether it may be run again if its worker dies. Raises what orch.errors lists under RequestError, and
         TypeError for a payload that cannot travel.
         """
-        options = Options(timeout, model, priority, retry)
+        options = (timeout, model, priority, retry)
         box = _Box()
         # With nothing else outstanding this thread drives the socket itself.
         if self._open_driver().run(lambda: self._make(payload, box.settle, options)):
@@ -108,7 +104,7 @@ class Client:
         copy: bool = False,
     ) -> Future[Any]:
         """Send one input; the future gets its output or error. `cancel()` works until then."""
-        return self._submit(payload, Options(timeout, model, priority, retry), copy=copy)
+        return self._submit(payload, (timeout, model, priority, retry), copy=copy)
 
     def map(
         self,
@@ -127,7 +123,7 @@ class Client:
         bar, where standard error is a terminal. timeout: seconds for each input.
         """
         check_concurrency(concurrency)
-        return self._map(inputs, concurrency, progress, Options(timeout, model, priority, retry))
+        return self._map(inputs, concurrency, progress, (timeout, model, priority, retry))
 
     def stream(
         self,
@@ -143,7 +139,7 @@ class Client:
         After the first part it is not retried: the loop ends in WorkerLost if the worker dies. `close()` cancels it.
         """
         parts = Parts()
-        return Stream(parts, self._start_stream(parts, payload, Options(timeout, model, priority, retry)))
+        return Stream(parts, self._start_stream(parts, payload, (timeout, model, priority, retry)))
 
     def close(self) -> None:
         """End the connection. Calls that are not answered yet end in `Closed`."""
@@ -190,7 +186,7 @@ class Client:
             frames,
             settle,
             (0 if retry else Flag.NO_RETRY) | (0 if on_part is None else Flag.STREAM),
-            _priority(priority),
+            NORMAL if priority == "normal" else _priority(priority),
             0 if model is None else _model_number(model, limits["models"]),
             None if timeout is None else time.monotonic() + _seconds(timeout),
             on_part,
@@ -249,7 +245,7 @@ class Client:
         return reading
 
     def _submit(self, payload: Any, options: Options, *, copy: bool = False) -> CallFuture:
-        driver = self._open_driver()
+        driver = self._driver if not self._driver.closed else self._open_driver()
         future = CallFuture(self, driver)
         future.call = self._make(payload, future.settle, options, copy=copy)
         driver.submit(future.call)

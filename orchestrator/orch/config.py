@@ -210,7 +210,7 @@ class Config:
         None,
         endpoint,
         "ENDPOINT",
-        "tcp://127.0.0.1:PORT or ipc:///absolute/path",
+        "tcp://127.0.0.1:PORT, ipc:///absolute/path or unix:///absolute/path",
         "One more endpoint for clients, besides the one in the runtime directory.",
     )
     timeout_s: float = _setting(

@@ -19,6 +19,7 @@ from typing import Any
 
 import zmq
 
+from orch import connection as connections
 from orch import wire
 from orch.calls import REQUEST, RESULT, Call, Calls
 from orch.connection import Connection
@@ -28,6 +29,7 @@ from orch.wire import Kind, Record
 
 # A balancer that dies is back within a second; an instance that systemd starts again, with its models, later.
 RECONNECT_S = 60.0
+FAREWELL = Record(Kind.GOODBYE)
 CLOSED = "the client was closed before the answer came"
 # Messages read in one turn, so that sending and deadlines get theirs.
 MAX_PASS = 64
@@ -159,11 +161,13 @@ class Driver:
         finally:
             self._calls.loans = Loans()  # the arena is unmapped
             if connection is not None:
-                connection.close()
+                connection.close(FAREWELL)
 
     def abandon(self) -> Driver:
         """In a forked child: leave the parent's socket alone. Returns a driver that connects with its first call."""
         self.closed = self.abandoned = True
+        if self._connection is not None:
+            self._connection.abandon()
         return Driver(self._find, self._connect_timeout, self.limits)
 
     # --- driving -------------------------------------------------------------------------------------------------
@@ -222,6 +226,7 @@ class Driver:
         if connection is None or not self._welcomed or now - self._idle_since < IDLE_S:
             return
         try:
+            connection.wait(0.0)
             if self._take_all(connection):  # perhaps a grant that came after the last answer
                 loans.rest()
                 connection.send(loans.news(now))
@@ -312,7 +317,7 @@ class Driver:
                     break
                 while arrived:  # an interrupt in between loses none
                     record = arrived.popleft()
-                    if record.kind == RESULT:  # most are
+                    if record[0] == RESULT:  # its kind; most are
                         calls.take(record)
                     elif record.kind == Kind.HELLO:  # it does not know us: another epoch, or it had given us up
                         self._lost(connection)
@@ -358,7 +363,7 @@ class Driver:
         """Find the instance and shake hands. The drive lock is held."""
         endpoint = self._find()
         try:
-            connection = self._connection = Connection(endpoint, self._wake_fd)
+            connection = self._connection = connections.connect(endpoint, self._wake_fd)
         except (OSError, zmq.ZMQError) as err:
             raise OrchError(f"no connection to {endpoint} can be opened: {err}") from err
         deadline = time.monotonic() + self._connect_timeout
@@ -404,7 +409,7 @@ class Driver:
         self._arrived.clear()
         self._calls.new_balancer()
         self._connection = None
-        connection.close()
+        connection.close(FAREWELL)
 
     def _patience(self) -> float | None:
         return None if self._lost_at is None else self._lost_at + RECONNECT_S

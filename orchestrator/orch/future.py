@@ -64,6 +64,8 @@ class CallFuture(Future[Any]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The call's error, or None."""
+        if self._state == FINISHED:
+            return self._exception
         self._check_process()
         return super().exception(timeout)
 

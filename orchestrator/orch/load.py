@@ -2,7 +2,7 @@
 
     from orch.load import load_samples, measure
 
-    rate = measure("ipc:///path/front.sock", load_samples("samples.msgpack"), outstanding=64)
+    rate = measure("unix:///path/front.sock", load_samples("samples.msgpack"), outstanding=64)
     print(rate.answers_per_s, rate.p99_s)
 
 It speaks as a client does, at the lowest priority, so requests of real clients go first. Payloads are encoded once, and

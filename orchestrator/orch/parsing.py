@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from orch.planning.sizes import parse_size
 
 MAX_REPLICAS: Final = 4096  # what one host's process and descriptor tables bear with room to spare
-IPC_PATH_MAX: Final = 107  # sun_path holds 108 bytes with its end
+SOCKET_PATH_MAX: Final = 107  # sun_path holds 108 bytes with its end
 PORT_MAX: Final = 65535
 SECONDS_IN: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
@@ -152,15 +152,15 @@ def device(value: object) -> str:
 
 
 def endpoint(value: object) -> str:
-    """An ipc path, or tcp on loopback."""
+    """A socket's path, or tcp on loopback."""
     text = _text(value)
-    if text.startswith("ipc://"):
-        path = text.removeprefix("ipc://")
+    if text.startswith(("unix://", "ipc://")):
+        path = text.partition("://")[2]
         if not path.startswith("/"):
             # A relative path means another file in each process; an abstract one (@…) has no permissions at all.
-            raise Refused("an ipc endpoint needs an absolute path")
-        if len(path.encode()) > IPC_PATH_MAX:
-            raise Refused(f"the path has {len(path.encode())} bytes and a socket's may have {IPC_PATH_MAX}")
+            raise Refused("it needs an absolute path")
+        if len(path.encode()) > SOCKET_PATH_MAX:
+            raise Refused(f"the path has {len(path.encode())} bytes and a socket's may have {SOCKET_PATH_MAX}")
         return text
     parts = re.fullmatch(r"tcp://(.+):(\d{1,5}|\*)", text)
     if not parts:

@@ -25,12 +25,12 @@ LONGEST_FILE = "/" + CONTROL
 
 def front_endpoint(directory: Path) -> str:
     """Where clients of the instance connect."""
-    return f"ipc://{directory / FRONT}"
+    return f"unix://{directory / FRONT}"
 
 
-def back_endpoint(directory: Path) -> str:
+def back_path(directory: Path) -> str:
     """Where workers of the instance connect."""
-    return f"ipc://{directory / BACK}"
+    return str(directory / BACK)
 
 
 def bases(environ: Mapping[str, str] = os.environ) -> list[Path]:

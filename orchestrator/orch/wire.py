@@ -94,7 +94,8 @@ LOWEST = int(max(Priority))
 class Record(NamedTuple):
     """One record. `frames` are whatever buffers the transport uses; they are passed on, never opened.
 
-    deadline_ns: absolute CLOCK_MONOTONIC in nanoseconds, or the remaining budget with Flag.BUDGET; 0: none.
+    deadline_ns: absolute CLOCK_MONOTONIC in nanoseconds, or the remaining budget with Flag.BUDGET; 0: none. In a RESULT
+    it is what `pack_times` makes of its batch.
     rows: batch rows of a request (at least 1), parts granted of a CREDIT.
     """
 
@@ -111,17 +112,13 @@ class Record(NamedTuple):
     frames: tuple[Any, ...] = ()
 
     @property
-    def header(self) -> bytes:
-        """Its header, packed now."""
-        kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, rows, body, frames = self
-        return HEADER.pack(
-            VERSION, kind, flags, priority, attempt, model,
-            request_id, ticket, deadline_ns, len(body), rows, len(frames),
-        )  # fmt: skip
+    def raw(self) -> bytes:
+        """Its header, packed now, and its body."""
+        return pack_head((self,))
 
 
 class Received(NamedTuple):
-    """A record as it came, with its packed header: who passes it on need not pack it again."""
+    """A record as it came, its header and its body in one piece: who passes it on need not pack it again."""
 
     kind: int
     flags: int
@@ -132,33 +129,42 @@ class Received(NamedTuple):
     ticket: int
     deadline_ns: int
     rows: int
-    body: bytes
+    raw: bytes
     frames: tuple[Any, ...]
-    header: bytes
+
+    @property
+    def body(self) -> bytes:
+        """What comes behind the header."""
+        return self.raw[HEADER.size :]
 
 
 AnyRecord = Record | Received
 
-# What a message is made of: a packed header, its body, and the frames that the record owns.
-Piece = tuple[bytes | bytearray, bytes, tuple[Any, ...]]
+# What a message is made of: a packed record, and the frames that it owns.
+Piece = tuple[bytes | bytearray, tuple[Any, ...]]
 
 
 def changed(record: AnyRecord, **fields: Any) -> Record:
     """A copy with other values in these fields."""
-    return Record._make(record[: len(Record._fields)])._replace(**fields)
+    return Record(*record[:9], record.body, record.frames)._replace(**fields)
+
+
+def repacked(record: Record) -> Received:
+    """The record as its receiver will see it."""
+    return Received(*record[:9], record.raw, record.frames)
 
 
 def as_piece(record: AnyRecord) -> Piece:
     """The record, packed."""
-    return record.header, record.body, record.frames
+    return record.raw, record.frames
 
 
-def addressed(record: AnyRecord, attempt: int, ticket: int) -> Piece:
-    """The same request for a worker, as one of its dispatches."""
-    header = bytearray(record.header)
-    header[ATTEMPT_AT] = attempt
-    TICKET.pack_into(header, TICKET_AT, ticket)
-    return header, record.body, record.frames
+def addressed(raw: bytes, attempt: int, ticket: int) -> bytearray:
+    """The same packed request for a worker, as one of its dispatches."""
+    copy = bytearray(raw)
+    copy[ATTEMPT_AT] = attempt
+    TICKET.pack_into(copy, TICKET_AT, ticket)
+    return copy
 
 
 def pack_head(records: Iterable[Record]) -> bytes:
@@ -183,46 +189,59 @@ def encode(records: Sequence[Record]) -> list[Any]:
     return [head, *(frame for record in records for frame in record.frames)]
 
 
-def messages(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Cut records, in order, into runs that each fit one message.
+def messages(records: Iterable[Record]) -> Iterator[list[Any]]:
+    """As many messages as it takes for records, in order: each as `encode` makes it.
 
     Raises:
         LocalProtocolError: a single record owns more than MAX_FRAMES frames.
     """
-    every = list(records)
-    for run in _runs([len(record.body) for record in every], [len(record.frames) for record in every]):
-        yield every[run]
+    raws: list[bytes] = []
+    owned: list[tuple[Any, ...]] = []
+    pack_header = HEADER.pack
+    for kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, rows, body, frames in records:
+        header = pack_header(
+            VERSION, kind, flags, priority, attempt, model,
+            request_id, ticket, deadline_ns, len(body), rows, len(frames),
+        )  # fmt: skip
+        raws.append(header + body)
+        owned.append(frames)
+    yield from _cut(raws, owned)
 
 
 def pack(pieces: Sequence[Piece]) -> Iterator[list[Any]]:
-    """The messages, as `encode` makes them, of records whose headers are packed; cut as by `messages`."""
-    if not pieces:
-        return
-    headers, bodies, frames = zip(*pieces, strict=True)
-    for run in _runs(list(map(len, bodies)), list(map(len, frames))):
-        parts = zip(headers[run], bodies[run], strict=True)
-        yield [b"".join(itertools.chain.from_iterable(parts)), *itertools.chain.from_iterable(frames[run])]
+    """The messages, as `encode` makes them, of packed records; cut as by `messages`."""
+    if len(pieces) == 1:
+        ((raw, frames),) = pieces
+        yield [raw, *frames]
+    else:
+        yield from _cut(*zip(*pieces, strict=True))
 
 
-def _runs(bodies: Sequence[int], frames: Sequence[int]) -> Iterator[slice]:
-    """Records that each fit one message. bodies: bytes of each record's body; frames: how many each owns."""
-    num_records = len(bodies)
-    inline, owned = HEADER.size * num_records + sum(bodies), sum(frames)
-    if 0 < num_records <= MAX_RECORDS and inline <= MAX_INLINE_BYTES and owned <= MAX_FRAMES:
-        yield slice(num_records)  # as most do: nothing is looked at one by one
+def _cut(raws: Sequence[bytes | bytearray], owned: Sequence[tuple[Any, ...]]) -> Iterator[list[Any]]:
+    """Packed records, and the frames of each, as messages within the limits."""
+    if not raws:
         return
-    first = inline = owned = 0
-    for i, (body, owns) in enumerate(zip(bodies, frames, strict=True)):
-        size = HEADER.size + body
+    num_frames = sum(map(len, owned)) if any(owned) else 0
+    if len(raws) <= MAX_RECORDS and num_frames <= MAX_FRAMES:
+        head = b"".join(raws)
+        if len(head) <= MAX_INLINE_BYTES:
+            yield [head, *itertools.chain.from_iterable(owned)]  # as most do: nothing is looked at one by one
+            return
+    first = inline = frames = 0
+    for i, (raw, owns) in enumerate(zip(raws, map(len, owned), strict=True)):
+        size = len(raw)
         if owns > MAX_FRAMES:
             raise LocalProtocolError(f"a record owns {owns} frames; at most {MAX_FRAMES} travel in one message")
-        if i > first and (i - first >= MAX_RECORDS or inline + size > MAX_INLINE_BYTES or owned + owns > MAX_FRAMES):
-            yield slice(first, i)
-            first, inline, owned = i, 0, 0
+        if i > first and (i - first >= MAX_RECORDS or inline + size > MAX_INLINE_BYTES or frames + owns > MAX_FRAMES):
+            yield _message(raws[first:i], owned[first:i])
+            first, inline, frames = i, 0, 0
         inline += size
-        owned += owns
-    if first < num_records:
-        yield slice(first, num_records)
+        frames += owns
+    yield _message(raws[first:], owned[first:])
+
+
+def _message(raws: Sequence[bytes | bytearray], owned: Sequence[tuple[Any, ...]]) -> list[Any]:
+    return [b"".join(raws), *itertools.chain.from_iterable(owned)]
 
 
 def decode(head: bytes, frames: Sequence[Any] = ()) -> list[Record]:
@@ -231,48 +250,46 @@ def decode(head: bytes, frames: Sequence[Any] = ()) -> list[Record]:
     Raises:
         RemoteProtocolError: for any other input, and nothing else is ever raised.
     """
-    return _decode(head, frames, with_headers=False)
+    return _decode(head, frames, Record, HEADER.size)
 
 
 def receive(head: bytes, frames: Sequence[Any] = ()) -> list[Received]:
-    """As `decode`, with the packed headers, for who passes records on.
+    """As `decode`, for who passes records on.
 
     Raises:
         RemoteProtocolError: for any other input, and nothing else is ever raised.
     """
-    return _decode(head, frames, with_headers=True)
+    return _decode(head, frames, Received, 0)
 
 
-def _decode(head: bytes, frames: Sequence[Any], *, with_headers: bool) -> list[Any]:
+def _decode(head: bytes, frames: Sequence[Any], made: type, skipped: int) -> list[Any]:
+    """made: Record or Received. skipped: bytes at the start of a packed record that it does not keep."""
     records: list[Any] = []
     add = records.append
     new_tuple = tuple.__new__  # a NamedTuple's own constructor is a Python function: half of this loop's time
     size, end, start, taken = HEADER.size, len(head), 0, 0
     unpack = HEADER.unpack_from
+    owned: tuple[Any, ...]
     while start < end:
         body_start = start + size
         if body_start > end:
             raise RemoteProtocolError(f"a header of {end - start} bytes; it has {size}")
-        header = head[start:body_start] if with_headers else b""
         (
             version, kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, length, rows, owns,
         ) = unpack(head, start)  # fmt: skip
-        start = body_start + length
-        if version != VERSION or kind not in KINDS or start > end or priority > LOWEST or not rows:
+        stop = body_start + length
+        if version != VERSION or kind not in KINDS or stop > end or priority > LOWEST or not rows:
             raise RemoteProtocolError(_what_is_wrong(version, kind, priority, rows, length, end - body_start))
-        owned: tuple[Any, ...] = ()
         if owns:
             owned = tuple(frames[taken : taken + owns])
             taken += owns
-        body = head[body_start:start]
-        if with_headers:
-            fields: Any = (
-                kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, rows, body, owned, header,
-            )  # fmt: skip
-            add(new_tuple(Received, fields))
         else:
-            fields = (kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, rows, body, owned)
-            add(new_tuple(Record, fields))
+            owned = ()
+        kept = head[start + skipped : stop]
+        add(
+            new_tuple(made, (kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, rows, kept, owned))
+        )
+        start = stop
     if not records or len(records) > MAX_RECORDS:
         raise RemoteProtocolError(f"{len(records)} records in a message; 1 to {MAX_RECORDS} are allowed")
     if taken != len(frames) or taken > MAX_FRAMES:
@@ -305,6 +322,23 @@ def make_ticket(epoch: int, counter: int) -> int:
 def ticket_epoch(ticket: int) -> int:
     """The epoch that a ticket was issued in."""
     return ticket >> 32
+
+
+# --- times -------------------------------------------------------------------------------------------------------
+# A RESULT has no deadline. In its place it says how its batch went, in microseconds.
+
+US = 1_000_000
+_MAX_WAITED_US, _MAX_TOOK_US = 2**31 - 1, 2**32 - 1
+
+
+def pack_times(waited_s: float, took_s: float) -> int:
+    """waited_s: from the arrival of a batch's first request to its start. took_s: in the model."""
+    return min(int(waited_s * US), _MAX_WAITED_US) << 32 | min(int(took_s * US), _MAX_TOOK_US)
+
+
+def read_times(packed: int) -> tuple[float, float]:
+    """What `pack_times` was given."""
+    return (packed >> 32) / US, (packed & 0xFFFFFFFF) / US
 
 
 # --- what orch itself says ---------------------------------------------------------------------------------------

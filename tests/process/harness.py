@@ -203,7 +203,7 @@ class Instance:
     @property
     def endpoint(self) -> str:
         """Where clients connect."""
-        return f"ipc://{self.directory}/front.sock"
+        return runtime.front_endpoint(self.directory)
 
     def output(self) -> str:
         """All that `orch up` has printed."""
@@ -315,7 +315,7 @@ class Instance:
         return self.wait()
 
     def close_clients(self) -> None:
-        """Close them; a ZeroMQ context that cannot terminate would hang here, and fails the test instead."""
+        """Close them; one that hangs here, as a ZeroMQ context may, fails the test instead."""
         for client in self._clients:
             closing = threading.Thread(target=client.close, daemon=True)
             closing.start()

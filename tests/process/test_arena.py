@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zmq
 
 from orch import Client, chunk, wire
 from orch.chunk import Chunk
 from orch.wire import Flag, Kind, Record
+from tests.process import raw
 from tests.process.harness import Instance, Place, eventually
 
 SIZE = 300_000
@@ -208,14 +208,13 @@ def test_a_made_up_descriptor_ends_its_session_alone(place: Place) -> None:
             bodies.append(chunk.write_descriptor(where, [SIZE]) + b"\xc0")
             bodies.append(chunk.write_descriptor(where, [1 << 50]) + b"\xc0")
     for body in bodies:
-        with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
-            stranger.setsockopt(zmq.LINGER, 0)
-            stranger.connect(instance.endpoint)
+        with raw.connect(instance.endpoint) as stranger:
             request = Record(Kind.REQUEST, Flag.ARENA, request_id=1, body=body)
-            stranger.send(wire.pack_head([hello, request]))
-            kinds = []
+            stranger.send([wire.pack_head([hello, request])])
+            kinds: list[int] = []
             while Kind.ERROR not in kinds:
-                assert stranger.poll(5000)
-                kinds += [record.kind for record in wire.decode(stranger.recv())]
+                said = stranger.receive()
+                assert said is not None
+                kinds += [record.kind for record in said]
     assert instance.queue()["malformed"] == len(bodies)
     flood(client, 20)

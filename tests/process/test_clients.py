@@ -205,7 +205,19 @@ def test_collected_clients_leave_nothing_behind(obedient: Instance) -> None:
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["", "foo", "ipc://relative", f"ipc:///{'x' * 107}", "tcp://localhost", "tcp://host:0", "tcp://h:70000"]
+    "endpoint",
+    [
+        "",
+        "foo",
+        "ipc://relative",
+        f"ipc:///{'x' * 107}",
+        "unix://relative",
+        f"unix:///{'x' * 107}",
+        "unix:///a\0b",
+        "tcp://localhost",
+        "tcp://host:0",
+        "tcp://h:70000",
+    ],
 )
 def test_what_is_no_endpoint_is_said_so(endpoint: str) -> None:
     """With the value, and what is allowed."""
@@ -225,10 +237,11 @@ def test_a_client_without_an_instance_says_not_running(place: Place, monkeypatch
     monkeypatch.setenv("ORCH_RUNTIME_DIR", str(place.runtime))
     with pytest.raises(NotRunning, match="orch up"):
         Client()
-    began = moment()
-    with pytest.raises(NotRunning, match="orch up"):
-        Client(f"ipc://{place.base}/nobody.sock", connect_timeout=0.3)
-    assert 0.2 < moment() - began < 1.5
+    for scheme in ("unix", "ipc"):
+        began = moment()
+        with pytest.raises(NotRunning, match="orch up"):
+            Client(f"{scheme}://{place.base}/nobody.sock", connect_timeout=0.3)
+        assert 0.2 < moment() - began < 1.5
 
 
 def test_a_client_survives_a_new_instance(place: Place) -> None:

@@ -7,10 +7,10 @@ import logging
 import statistics
 
 import pytest
-import zmq
 
 from orch import payload, wire
 from orch.wire import Kind, Record
+from tests.process import raw
 from tests.process.harness import ClosedLoop, Place, eventually, moment, reset_peak, resident_bytes
 
 log = logging.getLogger(__name__)
@@ -41,34 +41,26 @@ def test_a_client_that_is_gone_frees_its_queued_work(place: Place, how: str) -> 
     eventually(lambda: instance.queue()["clients"] == 1)
 
 
-def a_raw_client(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, session: bytes) -> zmq.Socket[bytes]:
-    """A client of the bare wire, with the smallest buffers that ZeroMQ has."""
-    socket = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.RCVHWM, 1)
-    socket.setsockopt(zmq.RCVBUF, 4096)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.connect(endpoint)
-    hello = wire.write_map(session=session, sdk="test")
-    socket.send(wire.pack_head([Record(Kind.HELLO, body=hello)]))
-    assert socket.poll(5000)
-    assert wire.decode(socket.recv())[0].kind == Kind.WELCOME
-    return socket
-
-
 @pytest.mark.timeout(60)
-def test_a_client_that_never_reads_is_dropped_and_nobody_else_notices(place: Place) -> None:
+@pytest.mark.parametrize("transport", ["unix", "zeromq"])
+def test_a_client_that_never_reads_is_dropped_and_nobody_else_notices(place: Place, transport: str) -> None:
     """Its answers are held up to a bound; beyond it, it is given up, and the balancer's memory stays small."""
-    instance = place.up("naughty.py:Obedient")
+    listen = f"ipc://{place.base}/listen.sock"
+    instance = place.up("naughty.py:Obedient", f"--listen={listen}")
     balancer = instance.pid_of("balancer")
     assert balancer is not None
     before = resident_bytes(balancer)
-    with zmq.Context() as context, a_raw_client(context, instance.endpoint, b"a client asleep!") as socket:
+    with raw.connect(instance.endpoint if transport == "unix" else listen, narrow=True) as sleeper:
+        sleeper.send(raw.greeting(b"a client asleep!"))
+        welcome = sleeper.receive()
+        assert welcome is not None
+        assert welcome[0].kind == Kind.WELCOME
         polite = instance.client()
         slowest = 0.0
         content, _ = payload.encode(["zeros", MIB])
         requests = [Record(Kind.REQUEST, request_id=number, body=content) for number in range(1, NUM_LARGE + 1)]
-        for run in wire.messages(requests):
-            socket.send(wire.pack_head(run))
+        for message in wire.messages(requests):
+            sleeper.send(message)
         while "does not read" not in instance.log("balancer") and instance.queue()["answered"] < NUM_LARGE:
             began = moment()
             assert polite.request("hello", timeout=10) == "hello"

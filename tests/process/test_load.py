@@ -170,7 +170,7 @@ def test_a_loader_measures_as_often_as_it_is_asked(place: Place, loader: Child) 
 
 def test_a_loader_without_samples_says_so_and_ends(place: Place, loader: Child) -> None:
     """A measurement that was asked for with the same breath fails without a traceback."""
-    loader.link.send(do="begin", endpoint=f"ipc://{place.base}/nobody.sock", samples=str(place.base / "none"))
+    loader.link.send(do="begin", endpoint=f"unix://{place.base}/nobody.sock", samples=str(place.base / "none"))
     loader.link.send(do="measure", outstanding=8, max_s=1.5)
     failed = hear(loader)
     assert (failed["event"], failed["type"]) == ("failed", "ConfigError")
@@ -181,7 +181,7 @@ def test_a_loader_without_samples_says_so_and_ends(place: Place, loader: Child) 
 def test_a_loader_without_an_instance_says_so_and_lives(place: Place, loader: Child) -> None:
     """The balancer may be back for the next measurement."""
     write_samples(place.base / "samples", SAMPLES, "Steady")
-    loader.link.send(do="begin", endpoint=f"ipc://{place.base}/nobody.sock", samples=str(place.base / "samples"))
+    loader.link.send(do="begin", endpoint=f"unix://{place.base}/nobody.sock", samples=str(place.base / "samples"))
     loader.link.send(do="measure", outstanding=8, max_s=1.5)
     failed = hear(loader)
     assert (failed["event"], failed["type"]) == ("failed", "NotRunning")

@@ -29,7 +29,7 @@ from orch.arena import Arena
 from orch.calls import Call, Calls
 from orch.chunk import Chunk
 from orch.loans import Loans
-from orch.wire import FRAME_BYTES, Flag, Kind, Record, changed
+from orch.wire import FRAME_BYTES, Flag, Kind, Record, addressed, changed, decode, repacked
 from orch_balancer.entry import Session
 from orch_balancer.pool import Worker
 from orch_balancer.router import Cause, Limits, Router
@@ -205,9 +205,7 @@ class Histories(RuleBasedStateMachine):
         leases, session = self.router.leases, client.session
         for record in client.up.popleft():
             if record.kind == Kind.REQUEST:
-                refused = self.router.admit(session, record, self.now)
-                if refused is not None:
-                    client.down.append(refused)
+                client.down.extend(self.router.admit(session, [repacked(record)], self.now))
             elif record.kind == Kind.CANCEL:
                 self.router.cancel(session, record.request_id)
             elif record.kind == Kind.LEASE:
@@ -237,7 +235,7 @@ class Histories(RuleBasedStateMachine):
         for worker, entries in self.router.dispatch(self.now):
             (process,) = (each for each in self.processes if each.worker is worker)
             for entry in entries:
-                request = changed(entry.request, ticket=entry.ticket)
+                (request,) = decode(bytes(addressed(entry.raw, entry.attempts, entry.ticket)), entry.frames)
                 result = None if entry.result is None else entry.result.chunk
                 expected = self.value_of(entry.session.id, request.request_id)
                 if request.flags & Flag.ARENA:
@@ -306,7 +304,7 @@ class Histories(RuleBasedStateMachine):
         if records[0].kind == Kind.RETURN:
             self.router.leases.let_go(process.name, chunk.read_numbers(records[0].body))
             return
-        for entry, record in self.router.answers(process.worker, records, self.now):
+        for entry, record in self.router.answers(process.worker, [*map(repacked, records)], self.now):
             self.tell(entry.session, changed(record))
 
     def tell(self, session: Session, record: Record) -> None:

@@ -8,39 +8,38 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zmq
 
-from orch import page, wire
-from orch.wire import Kind, Record
+from orch import channel, page, wire
+from orch.wire import Kind, Record, repacked
 from orch_balancer.back import Back, Expected
+from orch_balancer.entry import Place
+from orch_balancer.local import Listener
+from orch_balancer.outlet import Outlet
 from orch_balancer.peers import Watch
-from orch_balancer.router import Limits, Router
+from orch_balancer.router import Cause, Limits, Router
 
-WAIT_MS = 5_000
+WAIT_S = 5.0
 
 
 class Hub:
     """The workers' side with its real socket; this process is the worker."""
 
     def __init__(self, folder: Path) -> None:
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.endpoint = f"ipc://{folder}/b"
-        self.socket = self.context.socket(zmq.ROUTER)
-        self.socket.bind(self.endpoint)
-        self.worker = self.context.socket(zmq.DEALER)
         self.router = Router(["m"], Limits(10, 1 << 20, 10, 3), epoch=7)
         self.watch = Watch()
         self.pages_fd = page.create()
         self.back = Back(
-            self.socket,
             self.router,
             self.watch,
             self.pages_fd,
             {},
-            answer=lambda _route, _record: None,
+            to_clients=Outlet(),
             opened=lambda _expected: None,
             gave_up=lambda _worker: None,
         )
+        self.path = f"{folder}/b"
+        self.listener = Listener(self.path, 1 << 20, self.watch, self.back)
+        self.worker = channel.connect(self.path)
 
     def expects(self, weight: float, *, accepting: bool = True) -> None:
         """The supervisor's word on the one worker there is."""
@@ -49,17 +48,18 @@ class Hub:
     def opens(self) -> None:
         """The worker says READY."""
         ready = wire.write_map(replica="r0", generation=1, model="m", max_batch_size=4, kept=[])
-        self.worker.connect(self.endpoint)
-        self.worker.send(wire.pack_head([Record(Kind.READY, body=ready)]))
-        assert self.socket.poll(WAIT_MS)
-        self.back.read()
+        self.worker.send([wire.pack_head([Record(Kind.READY, body=ready)])])
+        for _ in range(2):  # it is let in, and read
+            self.watch.wait(WAIT_S)
 
     def weight(self) -> float:
         """As the router has it."""
         return self.router.pools[0].workers["r0"].weight
 
     def close(self) -> None:
-        self.context.destroy(linger=0)
+        self.worker.close()
+        self.watch.wait(0)
+        self.listener.close()
         os.close(self.pages_fd)
 
 
@@ -89,6 +89,38 @@ def test_a_later_snapshot_changes_the_weight_of_a_worker_that_is_open(hub: Hub) 
     hub.expects(0.25, accepting=False)
     assert hub.weight() == 0.25
     assert hub.router.pools[0].idle == {}
+    hub.router.check_invariants()
+
+
+def test_a_worker_whose_connection_ends_is_given_nothing_more(hub: Hub) -> None:
+    """It is dying, or comes back on another: then it is open again."""
+    hub.expects(1.0)
+    hub.opens()
+    hub.worker.close()
+    hub.watch.wait(WAIT_S)
+    assert not hub.router.pools[0].workers["r0"].accepting
+    assert hub.back.next_deadline() is not None
+    hub.worker = channel.connect(hub.path)
+    hub.opens()
+    assert hub.router.pools[0].workers["r0"].accepting
+    assert hub.back.next_deadline() is None
+    hub.router.check_invariants()
+
+
+def test_what_a_worker_answered_before_its_death_counts(hub: Hub) -> None:
+    """Also where the supervisor says that it is dead before the socket was read."""
+    hub.expects(1.0)
+    hub.opens()
+    session = hub.router.hello(b"c" * 16, None)
+    asked = [repacked(Record(Kind.REQUEST, request_id=number, body=b"x")) for number in (1, 2)]
+    assert hub.router.admit(session, asked, 0.0) == []
+    (assignment,) = hub.router.dispatch(0.0)
+    answered, unanswered = assignment.entries
+    hub.worker.send([wire.pack_head([Record(Kind.RESULT, ticket=answered.ticket)])])
+    hub.worker.close()
+    hub.back.lost("r0", 1, Cause("died", counts=False), (unanswered.ticket,))
+    assert list(session.entries.values()) == [unanswered]
+    assert unanswered.place is Place.QUEUED
     hub.router.check_invariants()
 
 

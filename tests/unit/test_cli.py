@@ -274,7 +274,7 @@ HISTORY = [
         {"state": "READY", "device": "cpu", "footprint_bytes": 2 * GIB, "load_s": 1.25, "restarts": 0},
     ),
     Event("replica", "r1: READY", "r1", {"state": "READY", "restarts": 2}),
-    Event("ready", "2 replicas at ipc:///run/orch/default/front.sock"),
+    Event("ready", "2 replicas at unix:///run/orch/default/front.sock"),
     Event("replica", "r1: READY -> BACKOFF (killed by signal 9)", "r1", {"state": "BACKOFF"}),
     Event("warning", "r1 died"),
     Event("stopped", "stopped"),
@@ -287,7 +287,7 @@ LINES = [
     "orch: r0: LOADING",
     "orch: r0 ready on cpu, 2.0 GiB, loaded in 1.2 s",
     "orch: r1 ready restarts: 2",
-    "orch: 2 replicas at ipc:///run/orch/default/front.sock",
+    "orch: 2 replicas at unix:///run/orch/default/front.sock",
     'orch: try: orch request "…"   in Python: orch.Client().request(…)',
     "orch: r1: READY -> BACKOFF (killed by signal 9)",
     "orch: warning: r1 died",
@@ -337,7 +337,7 @@ def test_a_detached_instance_gets_the_same_options() -> None:
 
 
 STATUS = {
-    "name": "prod", "state": "READY", "endpoint": "ipc:///run/orch/prod/front.sock", "model": "m.py:[Model]", "pid": 7,
+    "name": "prod", "state": "READY", "endpoint": "unix:///run/orch/prod/front.sock", "model": "m.py:[Model]", "pid": 7,
     "uptime_s": 192.4, "plan": {"total": 2, "limit": "cores", "because": ["cores: 2"]},
     "replicas": [
         {"id": "r0", "pid": 8, "state": "READY", "device": "cpu", "outstanding": 1, "answered": 12345, "restarts": 0,

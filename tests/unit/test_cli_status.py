@@ -33,7 +33,7 @@ def a_replica(number: int, gpu: str | None, **facts: Any) -> dict[str, Any]:
 
 
 STATUS = {
-    "name": "prod", "state": "READY", "endpoint": "ipc:///run/orch/prod/front.sock", "model": "Decoder", "pid": 7,
+    "name": "prod", "state": "READY", "endpoint": "unix:///run/orch/prod/front.sock", "model": "Decoder", "pid": 7,
     "uptime_s": 192.4, "plan": {"total": 3, "limit": "memory", "because": []}, "mps": {"state": "on", "reason": None},
     "gpus": [a_gpu(0), a_gpu(1, name="NVIDIA L4", weight=0.534, mps=False, planned=2, ready=1)],
     "replicas": [a_replica(0, "GPU-0"), a_replica(1, "GPU-1"), a_replica(2, "GPU-0")],

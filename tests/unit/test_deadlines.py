@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orch.wire import Kind, Priority, Record
+from orch.wire import Priority
 from orch_balancer.deadlines import SLACK, Deadlines
 from orch_balancer.entry import Entry, Place, Session
 
@@ -14,9 +14,7 @@ SESSION = Session(b"", b"")
 
 def watched(deadlines: Deadlines, deadline_ns: int) -> Entry:
     """An admitted request."""
-    entry = Entry(
-        SESSION, Record(Kind.REQUEST, deadline_ns=deadline_ns), 0.0, 0, 1, 1, Priority.NORMAL, is_stream=False
-    )
+    entry = Entry(SESSION, 1, b"", (), 0, 0, deadline_ns, 1, Priority.NORMAL, 0, 0.0)
     deadlines.watch(entry)
     return entry
 

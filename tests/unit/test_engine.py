@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+from orch import page
 from orch.model import Model
 from orch.wire import Kind, Record
 from orch_worker import device
 from orch_worker.engine import WARMUP_BATCHES, DeviceLost, Engine, Failure, Row, Warmup, WrongOutputs
-from orch_worker.loop import Loop
+from orch_worker.shared import Shared
 from orch_worker.target import describe
+from orch_worker.work import Work
 
 
 class Doubler(Model):
@@ -328,15 +330,18 @@ def test_a_child_that_the_model_has_forked_does_not_answer_too() -> None:
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, err: BaseException) -> Callable[[Record, Any], Record]:
-    """How a worker's loop makes a result of an output; packing one raises `err`."""
+    """How a worker makes a result of an output; packing one raises `err`."""
 
     def encode(_output: Any) -> None:
         raise err
 
     monkeypatch.setattr("orch.payload.encode", encode)
-    loop = Loop.__new__(Loop)
-    loop._engine = Engine(Doubler(), 8)  # noqa: SLF001  all that it needs for this
-    return loop._result  # noqa: SLF001
+    pages_fd = page.create()
+    try:
+        work = Work(Engine(Doubler(), 8), page.StatusPage(pages_fd, 0), Shared())
+    finally:
+        os.close(pages_fd)
+    return lambda request, output: work.pack(request, output, Kind.RESULT)
 
 
 def test_a_device_error_that_shows_only_when_an_output_is_read_answers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

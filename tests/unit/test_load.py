@@ -14,13 +14,13 @@ from orch.load import measure
 def test_a_load_needs_samples_and_something_outstanding(samples: list[Any], outstanding: int) -> None:
     """Both are the caller's to see to."""
     with pytest.raises(ValueError, match="at least 1 of each"):
-        measure("ipc:///nowhere", samples, outstanding)
+        measure("unix:///nowhere", samples, outstanding)
 
 
 def test_a_sample_that_cannot_travel_is_refused() -> None:
     """As a client's payload is."""
     with pytest.raises(TypeError, match="cannot travel"):
-        measure("ipc:///nowhere", [object()], 1)
+        measure("unix:///nowhere", [object()], 1)
 
 
 def test_what_is_no_endpoint_is_refused() -> None:

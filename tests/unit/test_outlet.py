@@ -1,100 +1,62 @@
-"""Sending to peers of which some do not read."""
+"""Sending to peers of which some do not read. The routes are played by the tests; test_routes.py has the real ones."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
-import zmq
 
-from orch import wire
+from orch import payload, wire
 from orch.wire import Kind, Record
+from orch_balancer.entry import Entry, Session
 from orch_balancer.outlet import MAX_OUTBOX_BYTES, Outlet
-
-WAIT_MS = 5_000
-# What a socket of the tests takes before it is full, in messages.
-HWM = 4
+from orch_balancer.peers import Peer
 
 
-class Hub:
-    """A ROUTER as the balancer sets it up, with an outlet, and DEALERs as its peers. No pipe is deeper than HWM."""
+class Route:
+    """A peer that takes `room` messages, and holds the others until it `reads`."""
 
-    def __init__(self) -> None:
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.router = self.a_socket(zmq.ROUTER)
-        self.router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self.router.bind("inproc://hub")
-        self.outlet = Outlet(self.router)
-        self.peers: dict[bytes, zmq.Socket[bytes]] = {}
+    def __init__(self, room: int = 1_000) -> None:
+        self.peer: Peer | None = None
+        self.room = room
+        self.is_there = True
+        self.taken: list[list[Any]] = []
+        self.held: list[list[Any]] = []
 
-    def a_socket(self, kind: int) -> zmq.Socket[bytes]:
-        socket = self.context.socket(kind)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.SNDHWM, HWM)
-        socket.setsockopt(zmq.RCVHWM, HWM)
-        return socket
+    @property
+    def unsent_bytes(self) -> int:
+        return sum(payload.nbytes(message[0], message[1:]) for message in self.held)
 
-    def connect(self, route: bytes) -> bytes:
-        """A peer that the router has heard of."""
-        peer = self.peers[route] = self.a_socket(zmq.DEALER)
-        peer.setsockopt(zmq.ROUTING_ID, route)
-        peer.connect("inproc://hub")
-        peer.send(b"hello")
-        assert self.router.poll(WAIT_MS)
-        assert self.router.recv_multipart() == [route, b"hello"]
-        return route
+    def send(self, message: Sequence[Any]) -> bool | None:
+        if not self.is_there:
+            return None
+        fits = not self.held and len(self.taken) < self.room
+        (self.taken if fits else self.held).append(list(message))
+        return fits
 
-    def disconnect(self, route: bytes) -> None:
-        """The peer is gone, and the router has noticed."""
-        peer = self.peers.pop(route)
-        peer.disconnect("inproc://hub")
-        peer.close()
-        for _ in range(1_000):
-            self.router.poll(1)
-            try:
-                self.router.send_multipart([route, b""], zmq.NOBLOCK)
-            except zmq.Again:
-                continue
-            except zmq.ZMQError:
-                return
-
-    def read(self, route: bytes) -> list[list[Record]]:
-        """The messages that have arrived at a peer."""
-        peer = self.peers[route]
-        arrived = []
-        while peer.poll(0):
-            head, *frames = peer.recv_multipart()
-            arrived.append(wire.decode(head, frames))
-        return arrived
-
-    def first(self, route: bytes) -> list[Record]:
-        """The next message of a peer, waited for."""
-        assert self.peers[route].poll(WAIT_MS)
-        head, *frames = self.peers[route].recv_multipart()
-        return wire.decode(head, frames)
-
-    def read_all(self, route: bytes, num_records: int) -> list[Record]:
-        """That many records, while the outlet goes on."""
-        records: list[Record] = []
-        for _ in range(WAIT_MS):
-            records += itertools.chain.from_iterable(self.read(route))
-            assert self.outlet.flush() == []
-            if len(records) >= num_records:
-                return records
-            self.peers[route].poll(1)
-        raise AssertionError(f"{len(records)} records arrived, and no more")
+    def reads(self) -> None:
+        """All of it."""
+        self.taken += self.held
+        self.held = []
 
     def close(self) -> None:
-        self.context.destroy(linger=0)
+        self.held = []
+
+    def messages(self) -> list[list[Record]]:
+        """What it has got."""
+        return [wire.decode(head, frames) for head, *frames in self.taken]
+
+    def records(self) -> list[Record]:
+        """The same, not by message."""
+        return list(itertools.chain.from_iterable(self.messages()))
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    """A hub; at the end its context terminates."""
-    made = Hub()
-    yield made
-    made.close()
+def outlet() -> Outlet:
+    """One for each test."""
+    return Outlet()
 
 
 def a_record(number: int, body: bytes = b"", *frames: bytes) -> Record:
@@ -102,108 +64,121 @@ def a_record(number: int, body: bytes = b"", *frames: bytes) -> Record:
     return Record(Kind.RESULT, request_id=number, body=body, frames=frames)
 
 
-def stuff(hub: Hub, route: bytes, first: int = 0) -> int:
-    """Send to a peer that does not read until its pipe is full; the number of the next record."""
-    for number in range(first, first + 100):
-        hub.outlet.put(route, a_record(number))
-        assert hub.outlet.flush() == []
-        if hub.outlet.blocked:
-            return number + 1
-    raise AssertionError("the pipe never filled")
-
-
-def test_all_that_is_put_for_a_peer_in_one_pass_is_one_message(hub: Hub) -> None:
+def test_all_that_is_put_for_a_peer_in_one_pass_is_one_message(outlet: Outlet) -> None:
     """The price is by the message, not by the record."""
-    a, b = hub.connect(b"a"), hub.connect(b"b")
-    hub.outlet.put(a, a_record(1, b"one"))
-    hub.outlet.put(b, a_record(2))
-    hub.outlet.put_all(a, [wire.as_piece(a_record(3)), wire.as_piece(a_record(4, b"", b"frame"))])
-    assert hub.outlet.flush() == []
-    assert hub.first(a) == [a_record(1, b"one"), a_record(3), a_record(4, b"", b"frame")]
-    assert hub.first(b) == [a_record(2)]
-    assert hub.outlet.flush() == []
-    assert hub.read(a) == []
+    a, b = Route(), Route()
+    outlet.put(a, a_record(1, b"one"))
+    outlet.put(b, a_record(2))
+    outlet.put_all(a, [wire.as_piece(a_record(3)), wire.as_piece(a_record(4, b"", b"frame"))])
+    assert a.taken == b.taken == []
+    assert outlet.flush() == []
+    assert a.messages() == [[a_record(1, b"one"), a_record(3), a_record(4, b"", b"frame")]]
+    assert b.messages() == [[a_record(2)]]
+    assert outlet.flush() == []
+    assert len(a.taken) == 1
 
 
-def test_more_than_a_message_holds_becomes_several_in_order(hub: Hub) -> None:
+def test_answers_go_to_the_clients_of_their_entries(outlet: Outlet) -> None:
+    """As they came, beside whatever else there is for them."""
+    a, b = Route(), Route()
+    entries = [Entry(Session(b"", route), i, b"", (), 0, 0, 0, 1, 1, 0, 0.0) for i, route in enumerate((a, b, a))]
+    sent = [a_record(i, b"body", *[b"frame"] * i) for i in range(3)]
+    outlet.put(a, a_record(9))
+    outlet.put_answers(zip(entries, map(wire.repacked, sent), strict=True))
+    outlet.put(b, a_record(8))
+    assert outlet.flush() == []
+    assert a.messages() == [[a_record(9), sent[0], sent[2]]]
+    assert b.messages() == [[sent[1], a_record(8)]]
+
+
+def test_more_than_a_message_holds_becomes_several_in_order(outlet: Outlet) -> None:
     """Cut as the wire says."""
-    a = hub.connect(b"a")
-    hub.outlet.put_all(a, [wire.as_piece(a_record(number)) for number in range(600)])
-    assert hub.outlet.flush() == []
-    arrived = [hub.first(a) for _ in range(3)]
-    assert [len(message) for message in arrived] == [256, 256, 88]
-    assert [record.request_id for message in arrived for record in message] == list(range(600))
+    a = Route()
+    outlet.put_all(a, [wire.as_piece(a_record(number)) for number in range(600)])
+    assert outlet.flush() == []
+    assert [len(message) for message in a.messages()] == [256, 256, 88]
+    assert [record.request_id for record in a.records()] == list(range(600))
 
 
-def test_a_peer_that_does_not_read_loses_nothing_and_holds_up_nobody(hub: Hub) -> None:
-    """What its pipe does not take waits in its outbox, in order, and goes out as it reads."""
-    slow, quick = hub.connect(b"slow"), hub.connect(b"quick")
-    count = stuff(hub, slow)
-    for _ in range(20):
-        hub.outlet.put(slow, a_record(count, b"x", b"a frame"))
-        hub.outlet.put(quick, a_record(count))
-        assert hub.outlet.flush() == []
-        assert hub.read_all(quick, 1) == [a_record(count)]
-        count += 1
-    records = hub.read_all(slow, count)
-    assert [record.request_id for record in records] == list(range(count))
-    assert records[-1].frames == (b"a frame",)
-    assert not hub.outlet.blocked
+def test_a_peer_that_does_not_read_loses_nothing_and_holds_up_nobody(outlet: Outlet) -> None:
+    """It blocks the outlet until it reads, so that a balancer that ends can wait for it."""
+    slow, quick = Route(room=2), Route()
+    for number in range(20):
+        outlet.put(slow, a_record(number))
+        outlet.put(quick, a_record(number))
+        assert outlet.flush() == []
+        assert len(quick.taken) == number + 1
+        assert outlet.blocked == (number >= 2)
+    slow.reads()
+    assert not outlet.blocked
+    assert [record.request_id for record in slow.records()] == list(range(20))
 
 
-def test_a_peer_that_lets_too_much_pile_up_is_given_up(hub: Hub) -> None:
-    """Its route is named once, its outbox is gone, and others are not touched."""
-    slow, quick = hub.connect(b"slow"), hub.connect(b"quick")
-    count = stuff(hub, slow)
+def test_a_peer_that_lets_too_much_pile_up_is_given_up(outlet: Outlet) -> None:
+    """Its route is named once, and others are not touched."""
+    slow, quick = Route(room=0), Route()
     large = bytes(MAX_OUTBOX_BYTES // 4)  # one buffer, however often it is sent
-    failed: list[bytes] = []
-    for _ in range(6):
-        hub.outlet.put(slow, a_record(count, b"", large))
-        hub.outlet.put(quick, a_record(count))
-        failed += hub.outlet.flush()
-        assert hub.first(quick) == [a_record(count)]
+    failed: list[Any] = []
+    for number in range(6):
+        outlet.put(slow, a_record(number, b"", large))
+        outlet.put(quick, a_record(number))
+        failed += outlet.flush()
+        assert len(quick.taken) == number + 1
         if failed:
             break
     assert failed == [slow]
-    assert not hub.outlet.blocked
-    assert hub.outlet.flush() == []
+    assert len(slow.held) == 3
+    assert slow.unsent_bytes <= MAX_OUTBOX_BYTES
+    assert not outlet.blocked
+    assert outlet.flush() == []
 
 
-def test_a_peer_that_is_gone_is_named(hub: Hub) -> None:
-    """That is how a death is learned of; what was meant for it is dropped, and the others get theirs."""
-    gone, there = hub.connect(b"gone"), hub.connect(b"there")
-    hub.disconnect(gone)
-    hub.outlet.put(gone, a_record(1))
-    hub.outlet.put(there, a_record(2))
-    assert hub.outlet.flush() == [gone]
-    assert hub.first(there) == [a_record(2)]
-    assert hub.outlet.flush() == []
+def test_what_is_larger_than_an_outbox_still_goes_to_who_reads(outlet: Outlet) -> None:
+    """The bound is on what piles up, not on what one answer may have."""
+    slow = Route(room=0)
+    large = bytes(MAX_OUTBOX_BYTES)
+    outlet.put(slow, a_record(1, b"", large))
+    assert outlet.flush() == []
+    slow.reads()
+    outlet.put(slow, a_record(2, b"", large))
+    assert outlet.flush() == []
+    outlet.put(slow, a_record(3))
+    assert outlet.flush() == [slow]
 
 
-def test_a_route_that_was_never_there_is_named_too(hub: Hub) -> None:
-    """In silence it would be an answer lost."""
-    hub.outlet.put(b"nobody", a_record(1))
-    assert hub.outlet.flush() == [b"nobody"]
+def test_a_peer_that_is_gone_is_named(outlet: Outlet) -> None:
+    """In silence it would be an answer lost; what was meant for it is dropped, and the others get theirs."""
+    gone, there = Route(), Route()
+    gone.is_there = False
+    outlet.put(gone, a_record(1))
+    outlet.put(there, a_record(2))
+    assert outlet.flush() == [gone]
+    assert there.records() == [a_record(2)]
+    assert outlet.flush() == []
 
 
-def test_a_peer_that_goes_while_its_outbox_waits_is_named_once(hub: Hub) -> None:
+def test_a_peer_that_goes_while_something_waits_for_it_is_named_once(outlet: Outlet) -> None:
     """Also if more was put for it in the same pass."""
-    slow = hub.connect(b"slow")
-    stuff(hub, slow)
-    hub.disconnect(slow)
-    hub.outlet.put(slow, a_record(1))
-    assert hub.outlet.flush() == [slow]
-    assert not hub.outlet.blocked
-    assert hub.outlet.flush() == []
+    slow = Route(room=0)
+    outlet.put(slow, a_record(1))
+    assert outlet.flush() == []
+    assert outlet.blocked
+    slow.is_there = False
+    outlet.put_all(slow, [wire.as_piece(a_record(number)) for number in range(600)])
+    assert outlet.flush() == [slow]
+    assert not outlet.blocked
+    assert outlet.flush() == []
 
 
-def test_what_was_meant_for_a_dropped_peer_is_forgotten(hub: Hub) -> None:
+def test_what_was_meant_for_a_dropped_peer_is_forgotten(outlet: Outlet) -> None:
     """Its client has come back on another route."""
-    slow = hub.connect(b"slow")
-    stuff(hub, slow)
-    hub.outlet.put(slow, a_record(999))
-    hub.outlet.drop(slow)
-    assert not hub.outlet.blocked
-    assert hub.outlet.flush() == []
-    assert 999 not in [record.request_id for message in hub.read(slow) for record in message]
-    hub.outlet.drop(b"unknown")
+    slow = Route(room=0)
+    outlet.put(slow, a_record(1))
+    assert outlet.flush() == []
+    outlet.put(slow, a_record(2))
+    outlet.drop(slow)
+    assert not outlet.blocked
+    assert outlet.flush() == []
+    slow.reads()
+    assert slow.records() == [a_record(1)]
+    outlet.drop(Route())

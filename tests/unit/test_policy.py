@@ -62,13 +62,13 @@ def test_what_waits_is_shared_among_idle_workers_and_otherwise_given_in_batches(
     num_waiting: int, idle: int, room: int, batch: int, given: int
 ) -> None:
     """At most a batch, at most what there is room for."""
-    assert policy.share(num_waiting, 1.0, [1.0] * idle, room, batch) == given
+    assert policy.share(num_waiting, 1.0, idle, 1.0 * idle, room, batch) == given
 
 
 @given(waiting, st.integers(1, 64), weights)
 def test_among_equals_a_share_is_an_equal_part_rounded_up(num_waiting: int, idle: int, weight: float) -> None:
     """However the weights that are equal add up."""
-    share = policy.share(num_waiting, weight, [weight] * idle, num_waiting, num_waiting)
+    share = policy.share(num_waiting, weight, idle, weight * idle, num_waiting, num_waiting)
     assert share == math.ceil(num_waiting / idle)
 
 
@@ -95,7 +95,7 @@ def shares(left: int, idle: list[float], batch: int) -> list[int]:
     found = []
     for place, weight in enumerate(idle):
         if left:
-            found.append(policy.share(left, weight, idle[place:], batch, batch))
+            found.append(policy.share(left, weight, len(idle[place:]), sum(idle[place:]), batch, batch))
             left -= found[-1]
     return found
 
@@ -105,8 +105,8 @@ def test_a_share_is_at_least_one_and_never_more_than_waits(
     num_waiting: int, others: list[float], weight: float, room: int, batch: int
 ) -> None:
     """Nobody is chosen to be given nothing."""
-    assert 1 <= policy.share(num_waiting, weight, [weight, *others], room, batch) <= num_waiting
-    assert 1 <= policy.share(num_waiting, weight, [], room, batch) <= num_waiting
+    assert 1 <= policy.share(num_waiting, weight, 1 + len(others), weight + sum(others), room, batch) <= num_waiting
+    assert 1 <= policy.share(num_waiting, weight, 0, 0.0, room, batch) <= num_waiting
 
 
 @given(waiting, st.lists(weights, min_size=1, max_size=20), st.integers(1, 64))
@@ -128,8 +128,6 @@ def test_suspects_may_use_half_of_the_workers_and_at_least_one() -> None:
 
 def test_the_highest_class_that_waits_is_served_except_on_every_sixteenth_turn() -> None:
     """Then it is the lowest that waits."""
-    assert policy.next_class([0, 0, 0], 0) is None
-    assert policy.next_class([0, 0, 0], policy.LOW_TURN - 1) is None
     assert policy.next_class([1, 1, 1], 0) == 0
     assert policy.next_class([0, 1, 1], 14) == 1
     assert policy.next_class([1, 1, 1], 15) == 2

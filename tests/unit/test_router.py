@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orch import errors, wire
-from orch.wire import Flag, Kind, Priority, Record
+from orch.wire import Flag, Kind, Priority, Record, repacked
 from orch_balancer.entry import Session
 from orch_balancer.pool import Worker
 from orch_balancer.router import NS, Assignment, Cause, Ended, Limits, Router
@@ -73,12 +73,13 @@ class House:
     ) -> list[Record | None]:
         """The refusal, or None, of each request."""
         deadline_ns = 0 if within is None else int((self.now + within) * NS)
-        refusals = []
+        refusals: list[Record | None] = []
         for request_id in request_ids:
             request = Record(
                 Kind.REQUEST, flags, priority, 0, model, request_id, 0, deadline_ns, rows, body, (b"frame",)
             )  # fmt: skip
-            refusals.append(self.router.admit(self.client(client), request, self.now))
+            refused = self.router.admit(self.client(client), [repacked(request)], self.now)
+            refusals.append(refused[0] if refused else None)
             self.step()
         return refusals
 
@@ -99,7 +100,7 @@ class House:
 
     def answers(self, name: str, *request_ids: int, kind: int = Kind.RESULT) -> list[tuple[str, int]]:
         """Which clients get an answer to which of their requests."""
-        records = [Record(kind, ticket=ticket) for ticket in self.tickets(name, *request_ids)]
+        records = [repacked(Record(kind, ticket=ticket)) for ticket in self.tickets(name, *request_ids)]
         found = self.router.answers(self.workers[name], records, self.now)
         self.step()
         return [(entry.session.id.decode().strip(), entry.request_id) for entry, _ in found]
@@ -250,7 +251,7 @@ def test_a_stream_and_the_rest_of_a_split_answer_say_nothing_of_a_batchs_time() 
     house.asks(2, 3)
     house.dispatch()
     house.now += 0.5
-    records = [Record(Kind.RESULT, ticket=ticket) for ticket in house.tickets("w0")]
+    records = [repacked(Record(Kind.RESULT, ticket=ticket)) for ticket in house.tickets("w0")]
     for record in records:
         house.router.answers(house.workers["w0"], [record], house.now)
     assert speed.batch_s == pytest.approx(0.501)
@@ -584,11 +585,11 @@ def test_a_late_answer_counts_for_nothing() -> None:
     w0, w1 = house.workers["w0"], house.workers["w1"]
     assert wire.ticket_epoch(ticket) == 7
     elsewhen = wire.make_ticket(8, ticket & 0xFFFFFFFF)
-    assert house.router.answers(w0, [Record(Kind.RESULT, ticket=elsewhen)], house.now) == []
-    assert house.router.answers(w1, [Record(Kind.RESULT, ticket=ticket)], house.now) == []
-    assert house.router.answers(w0, [Record(Kind.RESULT)], house.now) == []
+    assert house.router.answers(w0, [repacked(Record(Kind.RESULT, ticket=elsewhen))], house.now) == []
+    assert house.router.answers(w1, [repacked(Record(Kind.RESULT, ticket=ticket))], house.now) == []
+    assert house.router.answers(w0, [repacked(Record(Kind.RESULT))], house.now) == []
     assert house.answers("w0") == [("a", 1)]
-    assert house.router.answers(w0, [Record(Kind.RESULT, ticket=ticket)], house.now) == []
+    assert house.router.answers(w0, [repacked(Record(Kind.RESULT, ticket=ticket))], house.now) == []
     assert house.router.counts.late == 4
 
 
@@ -814,7 +815,7 @@ def test_a_cancelled_requests_number_may_be_used_again() -> None:
     house.asks(1)
     house.dispatch()
     w0 = house.workers["w0"]
-    assert house.router.answers(w0, [Record(Kind.RESULT, ticket=old[0])], house.now) == []
+    assert house.router.answers(w0, [repacked(Record(Kind.RESULT, ticket=old[0]))], house.now) == []
     house.router.check_invariants()
     assert house.answers("w0") == [("a", 1)]
 

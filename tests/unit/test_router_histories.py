@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 
 from orch import wire
-from orch.wire import FINAL, Flag, Kind, Priority, Record
+from orch.wire import FINAL, Flag, Kind, Priority, Record, repacked
 from orch_balancer.entry import Session
 from orch_balancer.pool import Worker
 from orch_balancer.router import NS, Cause, Limits, Router
@@ -141,24 +141,28 @@ class Histories(RuleBasedStateMachine):
     ) -> None:
         session = self.sessions[sorted(self.sessions)[which % len(self.sessions)]]
         deadline_ns = 0 if within is None else int((self.now + within) * NS)
-        for request_id in request_ids:
-            request = Record(
+        requests = [
+            Record(
                 Kind.REQUEST, flags, priority, 0, more["model"], request_id, 0, deadline_ns, more["rows"],
                 bytes(more["size"]), (b"frame",),
-            )  # fmt: skip
+            )
+            for request_id in request_ids
+        ]  # fmt: skip
+        refusals = self.router.admit(session, [*map(repacked, requests)], self.now)
+        for request in requests:
+            request_id = request.request_id
             known = self.find(session, request_id)
             waiting = sum(case.worker is None for case in self.live())
-            refusal = self.router.admit(session, request, self.now)
-            if refusal is not None:
-                assert known is None
-                assert refusal.request_id == request_id
+            if known is None and refusals and refusals[0].request_id == request_id:
+                refusal = refusals.pop(0)
                 assert wire.read_map(refusal.body, wire.ERROR_FIELDS)["code"] in REFUSALS
             elif known is None:
                 assert more["model"] < len(MODELS)
                 assert waiting < QUEUE or flags & Flag.RESEND
                 assert not deadline_ns or deadline_ns > self.now * NS
                 self.cases.append(Case(session, request, more["size"] + len(b"frame")))
-            self.holds()
+        assert refusals == []
+        self.holds()
 
     @precondition(lambda self: self.live())
     @rule(which=pick)
@@ -258,7 +262,7 @@ class Histories(RuleBasedStateMachine):
         nonsense += [0, wire.make_ticket(EPOCH, 1 << 30), *(case.ticket for case in self.cases if case.worker != name)]
         records = [Record(kind, ticket=case.ticket) for case in cases]
         records[1:1] = [Record(Kind.RESULT, ticket=ticket) for ticket in nonsense]
-        found = self.router.answers(self.workers[name], records, self.now)
+        found = self.router.answers(self.workers[name], [*map(repacked, records)], self.now)
         awaited = [case for case in cases if not case.abandoned]
         assert [entry.ticket for entry, _ in found] == [case.ticket for case in awaited]
         for case, (entry, record) in zip(awaited, found, strict=True):

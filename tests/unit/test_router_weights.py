@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from orch.wire import Kind, Priority, Record
+from orch.wire import Kind, Priority, Record, repacked
 from orch_balancer.pool import Worker
 from orch_balancer.router import Limits, Router
 
@@ -41,7 +41,7 @@ class House:
     def ask(self, count: int) -> None:
         for _ in range(count):
             record = Record(Kind.REQUEST, 0, Priority.NORMAL, 0, 0, next(self.request_ids), 0, 0, 1, b"body", ())
-            assert self.router.admit(self.session, record, self.now) is None
+            assert self.router.admit(self.session, [repacked(record)], self.now) == []
 
     def dispatch(self) -> list[tuple[str, int]]:
         """Who is given how many, one line per message."""
@@ -51,7 +51,8 @@ class House:
 
     def answer(self, number: int) -> None:
         worker = self.workers[number]
-        self.router.answers(worker, [Record(Kind.RESULT, ticket=each) for each in list(worker.outstanding)], self.now)
+        records = [repacked(Record(Kind.RESULT, ticket=each)) for each in list(worker.outstanding)]
+        self.router.answers(worker, records, self.now)
         self.step()
 
 
@@ -190,9 +191,8 @@ def a_day(
         house.now, _, name = heapq.heappop(events)
         if name:
             tickets = running.pop(name)
-            house.router.answers(
-                house.workers[int(name[1:])], [Record(Kind.RESULT, ticket=each) for each in tickets], house.now
-            )
+            records = [repacked(Record(Kind.RESULT, ticket=each)) for each in tickets]
+            house.router.answers(house.workers[int(name[1:])], records, house.now)
             day.latencies_s += [house.now - asked_at.pop(each) for each in tickets]
             day.answered[name] = day.answered.get(name, 0) + len(tickets)
             for _ in tickets if callers else ():

@@ -185,6 +185,6 @@ def test_a_client_finds_the_running_instance(environ: dict[str, str]) -> None:
         runtime.find("default", environ)
     (made.path / runtime.CONTROL).touch()
     assert runtime.find("default", environ) == made.path
-    assert runtime.front_endpoint(made.path) == f"ipc://{made.path}/front.sock"
-    assert runtime.back_endpoint(made.path) == f"ipc://{made.path}/back.sock"
+    assert runtime.front_endpoint(made.path) == f"unix://{made.path}/front.sock"
+    assert runtime.back_path(made.path) == f"{made.path}/back.sock"
     made.remove()

@@ -84,7 +84,7 @@ class Supervisor:
     def __post_init__(self) -> None:
         self.search = Search(
             Config(min_gain=self.min_gain),
-            "ipc:///front",
+            "unix:///front",
             "/samples",
             {"CUDA_VISIBLE_DEVICES": "0", "HOME": "/h"},
             self.reactor,
@@ -187,7 +187,7 @@ def test_a_load_saturates_what_is_settled(make: Callable[..., Supervisor]) -> No
     supervisor = make()
     supervisor.settled(1)
     assert supervisor.loader.heard() == [
-        {"do": "begin", "endpoint": "ipc:///front", "samples": "/samples"},
+        {"do": "begin", "endpoint": "unix:///front", "samples": "/samples"},
         {"do": "measure", "outstanding": 17, "max_s": MEASURE_S},
     ]
     assert supervisor.environ["CUDA_VISIBLE_DEVICES"] == ""

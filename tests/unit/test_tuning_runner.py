@@ -59,7 +59,7 @@ class World:
         on_tick: Callable[[int], None],
     ) -> Rate:
         """Figures that tell where they come from."""
-        assert (endpoint, samples) == ("ipc:///front", SAMPLES)
+        assert (endpoint, samples) == ("unix:///front", SAMPLES)
         assert window_s < max_s
         assert self.running is not None
         on_tick(0)
@@ -111,7 +111,7 @@ class Instance:
         facts = {"max_batch_size": self.world.own_size if self.size == self.world.own_size else self.size}
         replicas = [{"id": f"r{i}", "state": "READY", "footprint_bytes": 7, **facts} for i in range(self.count)]
         replicas[0]["restarts"] = self.world.restarts
-        return {"endpoint": "ipc:///front", "replicas": replicas, "settled": True}
+        return {"endpoint": "unix:///front", "replicas": replicas, "settled": True}
 
     def stop(self) -> None:
         """It is gone."""

@@ -36,7 +36,7 @@ class Spec:
     replica: str
     generation: int
     slot: int
-    endpoint: str
+    path: str  # where the balancer listens
     target: str
     model: str
     device: str
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
         text = f"loading failed: {describe(err)}"
     else:
         try:
-            return Loop(spec.endpoint, ready, engine, batcher, page, link).run()
+            return Loop(spec.path, ready, engine, batcher, page, link).run()
         except BaseException as err:
             log.exception("the worker's loop failed")
             code, text = Exit.BUG, f"the worker's loop failed: {describe(err)}"

@@ -44,6 +44,11 @@ class BatchCost:
         self._xy = FORGET * self._xy + rows * seconds
 
     @property
+    def mean_s(self) -> float:
+        """Of recent batches; 0 before the first."""
+        return self._y / self._weight if self._weight else 0.0
+
+    @property
     def fixed_s(self) -> float:
         """The part that does not grow with the rows; the whole mean while all batches were of one size."""
         if not self._weight:
@@ -70,6 +75,27 @@ class Batcher:
 
     def __len__(self) -> int:
         return len(self._items)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next batch cannot grow."""
+        return self._rows >= self.max_batch_size
+
+    @property
+    def next_is_alone(self) -> bool:
+        """Whether what comes next never shares a batch."""
+        return bool(self._items) and self._items[0].alone
+
+    @property
+    def oldest_at(self) -> float:
+        """When the first of what is here arrived."""
+        return self._items[0].arrived_at
+
+    def clear(self) -> None:
+        """Forget what has arrived, and nothing that was learned."""
+        self._items.clear()
+        self._rows = 0
+        self._gap_s = self._last_arrival = None
 
     def add(self, items: list[Item], now: float) -> None:
         """One message has arrived."""

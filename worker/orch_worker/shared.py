@@ -79,13 +79,16 @@ class Shared:
         whole = memoryview(exporter)
         return found.body, [whole[begin:end] for begin, end in found.places]
 
+    def synchronize(self) -> None:
+        """After a batch, in the thread that ran it: a copy from a request to the device may still be on its way."""
+        if self._reading and self._pinned:
+            device.synchronize()
+
     def end(self, tickets: Iterable[int]) -> set[int]:
         """These are about to be answered, and nothing of ours refers to them: the tickets whose chunks are kept."""
         kept: set[int] = set()
         if not self._reading and not self._granted:
             return kept
-        if self._reading and self._pinned:
-            device.synchronize()  # a copy to the device may still be on its way
         for ticket in tickets:
             self._granted.pop(ticket, None)
             lease, exporter = self._reading.pop(ticket, (0, None))

@@ -155,7 +155,7 @@ class Supervisor:
     def _worker_spec(self) -> dict[str, Any]:
         config = self._config
         return {
-            "endpoint": runtime.back_endpoint(self._directory),
+            "path": runtime.back_path(Path(self._directory)),
             "target": config.target,
             "model": self._model,
             "max_batch_size": config.max_batch_size,
@@ -168,7 +168,7 @@ class Supervisor:
         config = self._config
         return {
             "front": [self._endpoint, *([config.listen] if config.listen else [])],
-            "back": runtime.back_endpoint(self._directory),
+            "back": runtime.back_path(Path(self._directory)),
             "models": [self._model],
             "queue_limit": config.queue_limit,
             "queue_bytes": config.queue_bytes,

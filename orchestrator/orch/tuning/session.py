@@ -56,7 +56,7 @@ def measure_grid(request: Request, results: Results, view: View, publish: Callab
 
         options = list(request.words)
         if request.config.listen is not None:  # that endpoint is for those who serve
-            options.append(f"--listen=ipc://{directory}/listen.sock")
+            options.append(f"--listen=unix://{directory}/listen.sock")
         tuner = Tuner(
             request.config,
             request.grid,

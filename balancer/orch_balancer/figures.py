@@ -1,0 +1,73 @@
+"""What the balancer counts for those who watch it: histograms of times and of batch sizes."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any
+
+from orch_balancer.entry import Entry
+
+# Seconds: six steps in each power of ten, from what a request costs at least to the longest batches.
+STEPS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+TIME_BOUNDS_S = tuple(step * 10.0**power for power in range(-4, 2) for step in STEPS)
+ROW_BOUNDS = tuple(2**power for power in range(11))
+
+
+class Histogram:
+    """How many values lie up to each bound, and beyond the last; not cumulative."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float, count: int = 1) -> None:
+        """So many of this value."""
+        self.counts[bisect_left(self.bounds, value)] += count
+        self.sum += value * count
+
+
+class Figures:
+    """Of all requests since the balancer's start.
+
+    total: from admission to the answer; queue: from admission to a worker, each time it is given to one; batch: what
+    it waited at the worker until its batch ran; compute: how long that took.
+    """
+
+    def __init__(self) -> None:
+        self.total, self.queue, self.batch, self.compute = (Histogram(TIME_BOUNDS_S) for _ in range(4))
+        self.batch_rows = Histogram(ROW_BOUNDS)
+
+    def queue_of(self, entries: Sequence[Entry], now: float) -> None:
+        """These are given to a worker. What came in one message has waited equally long."""
+        since, num = now, 0
+        for entry in entries:
+            if entry.admitted_at != since:
+                self.queue.observe(now - since, num)
+                since, num = entry.admitted_at, 0
+            num += 1
+        self.queue.observe(now - since, num)
+
+    def ran(self, rows: int, num_requests: int, waited_s: float, took_s: float) -> None:
+        """A batch was answered."""
+        self.batch.observe(waited_s, num_requests)
+        self.compute.observe(took_s, num_requests)
+        self.batch_rows.observe(rows)
+
+    def told(self) -> dict[str, Any]:
+        """For the supervisor."""
+        times = {"total": self.total, "queue": self.queue, "batch": self.batch, "compute": self.compute}
+        return {
+            "latency": {
+                "bounds_s": list(TIME_BOUNDS_S),
+                **{name: {"counts": each.counts, "sum_s": each.sum} for name, each in times.items()},
+            },
+            "batch_rows": {
+                "bounds": list(ROW_BOUNDS),
+                "counts": self.batch_rows.counts,
+                "sum": int(self.batch_rows.sum),
+            },
+        }

@@ -1,0 +1,89 @@
+"""Batches beside which the rest of the work is done by another thread."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from orch import errors
+from tests.process.harness import Instance, Place, eventually
+
+
+def threads(pid: int | None) -> list[str]:
+    """Names of a process's threads."""
+    return [(task / "comm").read_text().strip() for task in Path(f"/proc/{pid}/task").iterdir()]
+
+
+def warm(instance: Instance) -> None:
+    """Until the worker has learned that its batches take long."""
+    client = instance.client()
+    before = len(threads(instance.pid_of("r0")))
+    for _ in range(3):
+        assert client.request(["number", 1]) == 1
+    eventually(lambda: len(threads(instance.pid_of("r0"))) > before)
+
+
+@pytest.mark.parametrize("shared", ["0", "64MiB"])
+def test_answers_are_right_though_the_model_uses_its_memory_again(place: Place, shared: str) -> None:
+    """An output is sent, or copied, before the next batch may overwrite it; and order does not matter."""
+    instance = place.up("unhurried.py:Unhurried", "--shared-memory", shared, replicas=1)
+    warm(instance)
+    client = instance.client()
+    wanted = [["array" if i % 2 else "number", i] for i in range(120)]
+    for (what, number), answer in zip(wanted, client.map(wanted, concurrency=24), strict=True):
+        if what == "number":
+            assert answer == number
+        else:
+            assert answer.min() == answer.max() == number
+
+
+def test_one_that_fails_fails_alone(place: Place) -> None:
+    """As in short batches."""
+    instance = place.up("unhurried.py:Unhurried", replicas=1)
+    warm(instance)
+    client = instance.client()
+    futures = [client.submit(["fail" if i == 5 else "number", i]) for i in range(16)]
+    for i, future in enumerate(futures):
+        if i == 5:
+            with pytest.raises(errors.ModelError, match="5 is not liked"):
+                future.result(timeout=10)
+        else:
+            assert future.result(timeout=10) == i
+
+
+def test_streams_have_their_turn_among_long_batches(place: Place) -> None:
+    """They are run by the model's own thread as well."""
+    instance = place.up("unhurried.py:Unhurried", replicas=1)
+    warm(instance)
+    client = instance.client()
+    futures = [client.submit(["number", i]) for i in range(40)]
+    assert list(client.stream(["stream", 50])) == list(range(50))
+    assert [future.result(timeout=10) for future in futures] == list(range(40))
+
+
+def test_what_was_accepted_is_answered_before_the_worker_stops(place: Place) -> None:
+    """Both the batch that runs and the one that was made ready for it."""
+    instance = place.up("unhurried.py:Unhurried", replicas=1)
+    warm(instance)
+    client = instance.client()
+    futures = [client.submit(["number", i]) for i in range(400)]
+    eventually(lambda: sum(instance.queue()[each] for each in ("queued", "outstanding", "answered")) >= 403)
+    os.kill(instance.process.pid, signal.SIGTERM)
+    assert [future.result(timeout=10) for future in futures] == list(range(400))
+    assert instance.process.wait(10) == 0
+
+
+def test_a_new_balancer_finds_the_worker_again(place: Place) -> None:
+    """What ran for the old one is void, and runs again."""
+    instance = place.up("unhurried.py:Unhurried", replicas=1)
+    warm(instance)
+    client = instance.client()
+    futures = [client.submit(["number", i]) for i in range(60)]
+    balancer = instance.pid_of("balancer")
+    assert balancer is not None
+    os.kill(balancer, signal.SIGKILL)
+    assert [future.result(timeout=20) for future in futures] == list(range(60))
+    assert instance.status()["replicas"][0]["restarts"] == 0

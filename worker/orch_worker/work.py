@@ -1,0 +1,128 @@
+"""What is done with a batch: unpack the payloads, run the model, pack the answers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from orch import payload, wire
+from orch.errors import ModelError, PayloadTooLarge, RemoteProtocolError, RequestError
+from orch.page import StatusPage
+from orch.wire import Flag, Kind, Priority, Record
+from orch_worker.engine import DeviceLost, Engine, Failure, Row
+from orch_worker.shared import Shared
+from orch_worker.target import describe
+
+log = logging.getLogger(__name__)
+
+NS = 1_000_000_000
+# For every record: to look a member up in its enum costs as much as the rest of a comparison.
+RESULT, NORMAL = int(Kind.RESULT), int(Priority.NORMAL)
+STREAM, ARENA, NO_RETRY = Flag.STREAM, Flag.ARENA, Flag.NO_RETRY
+# A NamedTuple's own constructor is a Python function, and takes three times as long.
+new_tuple = tuple.__new__
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Requests that run together. `requests` and `inputs` are those that could be read, in order."""
+
+    tickets: list[int]
+    num_rows: int
+    waits_since: float  # when the first of them arrived
+    requests: list[Record] = field(default_factory=list)
+    inputs: list[Row] = field(default_factory=list)
+    answers: list[Record] = field(default_factory=list)
+    took_s: float = 0.0
+    sent: threading.Event | None = None  # set once nothing refers to memory of the model's own
+    lost: DeviceLost | None = None
+
+
+class Work:
+    """Owns nothing that changes between two batches, except what the balancer allows."""
+
+    def __init__(self, engine: Engine, page: StatusPage, shared: Shared) -> None:
+        self.engine = engine
+        self.max_payload_bytes = 1 << 62  # until the balancer says
+        self._page = page
+        self._shared = shared
+
+    def unpack(self, requests: list[Record], since: float) -> Batch:
+        """A batch that can be run; what cannot be read is answered in it already."""
+        batch = Batch([request.ticket for request in requests], sum([request.rows for request in requests]), since)
+        for request in requests:
+            try:
+                # `read` for most of them, without the call.
+                plain = not (request.frames or request.flags & ARENA)
+                value = payload.decode(request.body) if plain else self.read(request)
+            except RemoteProtocolError as err:
+                batch.answers.append(failed(request, RequestError(f"the payload could not be read: {err}")))
+            else:
+                batch.inputs.append(new_tuple(Row, (value, not request.flags & NO_RETRY)))
+                batch.requests.append(request)
+        return batch
+
+    def run(self, batch: Batch) -> None:
+        """Its answers. When it returns, nothing of ours refers to what the requests held.
+
+        Raises:
+            DeviceLost: nothing in this process can work any more.
+        """
+        started_ns = time.monotonic_ns()
+        self._page.begin_batch(batch.tickets, started_ns)
+        if batch.inputs:
+            outputs = self.engine.run(batch.inputs)
+            batch.inputs.clear()
+            times = wire.pack_times(started_ns / NS - batch.waits_since, (time.monotonic_ns() - started_ns) / NS)
+            pack = self.pack
+            pairs = zip(batch.requests, outputs, strict=True)
+            batch.answers += [pack(request, output, RESULT, times) for request, output in pairs]
+            batch.requests.clear()
+            if any(answer.frames for answer in batch.answers):
+                batch.sent = threading.Event()
+            self._shared.synchronize()
+        batch.took_s = (time.monotonic_ns() - started_ns) / NS
+        self._page.end_batch()
+
+    def read(self, request: Record) -> Any:
+        """The payload. Raises RemoteProtocolError."""
+        if request.flags & ARENA:
+            # A stream may take any time, and its input outlive the connection.
+            found = self._shared.copied(request) if request.flags & STREAM else self._shared.frames(request)
+            return payload.decode(*found)
+        return payload.decode(request.body, request.frames)
+
+    def pack(self, request: Record, output: Any, kind: int, times: int = 0) -> Record:
+        """The answer that carries an output, or says why it cannot. Raises DeviceLost."""
+        if isinstance(output, Failure):
+            return failed(request, ModelError(output.text))
+        try:
+            body, frames = payload.encode(output)
+        except MemoryError as err:
+            log.error("an output could not be packed: %s", describe(err))
+            return failed(request, ModelError(f"its output could not be packed: {describe(err)}"))
+        except TypeError as err:
+            self.engine.check_device(err.__cause__ or err)  # a kernel's error may show only when its output is read
+            log.error("an output cannot travel: %s", err)
+            return failed(request, ModelError(f"its output cannot travel: {err}"))
+        size = payload.nbytes(body, frames) if frames else len(body)
+        if size > self.max_payload_bytes:
+            return failed(
+                request,
+                PayloadTooLarge(f"the result has {size} bytes; the limit is {self.max_payload_bytes} (--max-payload)"),
+            )
+        flags = 0
+        if frames and kind == RESULT and (descriptor := self._shared.put(request.ticket, frames)) is not None:
+            flags, body, frames = ARENA, descriptor + body, ()
+        return new_tuple(
+            Record,
+            (kind, flags, NORMAL, 0, 0, request.request_id, request.ticket, times, 1, body, frames),
+        )
+
+
+def failed(request: Record, error: RequestError) -> Record:
+    """The answer that says what went wrong."""
+    return wire.error_record(request.request_id, error.code, str(error), ticket=request.ticket)
