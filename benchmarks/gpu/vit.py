@@ -217,7 +217,7 @@ def profile(folder: Path, pids: dict[str, int], seconds: float) -> list[subproce
     if shutil.which("py-spy") is None:
         raise Failed("--profile needs py-spy on PATH")
     folder.mkdir(parents=True, exist_ok=True)
-    words = ["py-spy", "record", "--format=raw", "--rate=200", f"--duration={seconds:.0f}", "--nonblocking"]
+    words = ["py-spy", "record", "--format=raw", "--rate=200", f"--duration={seconds:.0f}"]
     return [
         subprocess.Popen([*words, f"--output={folder / name}.txt", f"--pid={pid}"], stdout=subprocess.DEVNULL)
         for name, pid in pids.items()
