@@ -25,8 +25,6 @@ from orch_balancer.buddy import Buddy
 # A worker process: replica and generation.
 Process = tuple[str, int]
 
-MAX_GRANT = 64  # chunks at a time
-
 
 @dataclass(slots=True, eq=False)
 class Lease:
@@ -58,7 +56,7 @@ class Leases:
     def grant(self, session: bytes, num_bytes: int, count: int) -> list[Chunk]:
         """Chunks for a client to write requests into: as many as it wants and may have, perhaps none."""
         found = []
-        for _ in range(min(count, MAX_GRANT)):
+        for _ in range(min(count, chunk.MAX_GRANT)):
             lease = self._lease(session, num_bytes)
             if lease is None:
                 break

@@ -16,6 +16,8 @@ from orch.wire import MAX_FRAMES
 
 # A cache line, and what vector instructions like.
 ALIGN = 64
+# Chunks of one GRANT at most: a client that has more to send asks again.
+MAX_GRANT = 64
 
 _CHUNK = struct.Struct("<QQQ")  # lease, offset, bytes
 _DESCRIPTOR = struct.Struct("<QQQHxxxxxx")  # the same of what is used of it, and how many frames

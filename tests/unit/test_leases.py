@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orch import chunk
-from orch.chunk import Chunk
+from orch.chunk import MAX_GRANT, Chunk
 from orch.errors import RemoteProtocolError
 from orch_balancer.buddy import MIN_BYTES, Buddy
-from orch_balancer.leases import MAX_GRANT, Leases
+from orch_balancer.leases import Leases
 
 A, B = b"a" * 16, b"b" * 16
 R0, R1 = ("r0", 1), ("r1", 1)

@@ -1,4 +1,4 @@
-"""A model that keeps a GPU busy as a lone decoder does, and does harm when it is told to."""
+"""Models for a GPU: one keeps it busy as a lone decoder does, and does harm when it is told to; one copies to it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import time
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 import orch
@@ -70,3 +72,35 @@ class Decoder(orch.Model):
         if self.pause_s:
             time.sleep(self.pause_s)
         return [[os.getpid(), asked.get("n")]]
+
+
+class Copier(orch.Model):
+    """An array of bytes is answered by how fast it is copied to the device from where it lies, and from elsewhere."""
+
+    max_batch_size = 1
+    COPIES = 8
+
+    def load(self, device: str) -> None:
+        """The context."""
+        self.device = device
+        torch.zeros(1, device=device)
+
+    def predict(self, inputs: list[npt.NDArray[np.uint8]]) -> list[Any]:
+        """pinned: the driver knows the memory. GB/s from there, and from plain memory; whether it arrived whole."""
+        (given,) = inputs
+        there, plain = torch.from_numpy(given), torch.from_numpy(given.copy())
+        room = torch.empty_like(there, device=self.device)
+        facts = {"pinned": there.is_pinned(), "plain_gb_s": self._rate(plain, room)}
+        room.zero_()
+        facts["gb_s"] = self._rate(there, room)
+        return [{**facts, "equal": bool((room.cpu() == plain).all())}]
+
+    def _rate(self, source: torch.Tensor, room: torch.Tensor) -> float:
+        """GB/s, after one copy that does not count."""
+        room.copy_(source)
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(self.COPIES):
+            room.copy_(source, non_blocking=True)
+        torch.cuda.synchronize()
+        return self.COPIES * source.nbytes / (time.perf_counter() - began) / 1e9
