@@ -11,7 +11,7 @@ PIP_ARGS ?=
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
 	$(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(p))))
 # Debian packages that the tests use:
-DEBIAN_PACKAGES ?=
+DEBIAN_PACKAGES ?= chromium curl
 
 # More options for `make bench` and `make bench-peers`, and the Python that runs the other servers:
 BENCH_ARGS   ?=
@@ -65,7 +65,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --quiet --editable '.[torch,demo,dev]'
+	$(PIP) --quiet --editable '.[torch,demo,grpc,dev]'
 	@touch $@
 
 # The other servers stay out of our environment. Git and ruff pass the folder over: it ignores itself.

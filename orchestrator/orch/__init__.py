@@ -5,8 +5,8 @@
     with Client() as client:
         vector = client.request("a sentence", timeout=5.0)
 
-`Model` is what a worker loads; `errors` is everything that can go wrong. Importing this needs pyzmq, msgpack and numpy,
-and loads them only when a client is made.
+`Model` is what a worker loads, `Tensor` declares what it takes or gives; `errors` is everything that can go wrong.
+Importing this needs pyzmq, msgpack and numpy, and loads them only when a client is made.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from orch import errors
-from orch.model import Model
+from orch.model import Model, Tensor
 from orch.version import __version__
 
 if TYPE_CHECKING:
     from orch.aio import AsyncClient
     from orch.client import Client
 
-__all__ = ["AsyncClient", "Client", "Model", "__version__", "errors"]
+__all__ = ["AsyncClient", "Client", "Model", "Tensor", "__version__", "errors"]
 
 _LATE = {"AsyncClient": "orch.aio", "Client": "orch.client"}
 

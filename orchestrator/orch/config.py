@@ -14,13 +14,13 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from orch.errors import ConfigError
+from orch.http_settings import HttpSettings
 from orch.parsing import (
     MAX_REPLICAS,
-    Parse,
     Refused,
     device,
     endpoint,
@@ -38,6 +38,7 @@ from orch.parsing import (
 )
 from orch.planning.footprint import MIN_DEVICE_BYTES
 from orch.planning.sizes import GIB, KIB, MIB, TIB, format_size
+from orch.setting import Setting, declare
 
 # Read by other parts of orch, or set by the supervisor for its children: not settings, and no reason for a warning.
 OTHER_VARIABLES: Final = frozenset(
@@ -54,137 +55,108 @@ OTHER_VARIABLES: Final = frozenset(
 SHOWN_MAX: Final = 80  # of a bad value in a message: it has to stay one line
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """How one field is given from outside: its key, its parser, and the words for people."""
-
-    key: str
-    parse: Parse
-    allowed: str
-    help: str
-    metavar: str
-    repeated: bool  # given as KEY=VALUE any number of times; a table in the file
-
-    @property
-    def flag(self) -> str:
-        return "TARGET" if self.key == "target" else "--" + self.key.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        return "ORCH_" + self.key.upper()
-
-
-def _setting(
-    default: object, parse: Parse, metavar: str, allowed: str, words: str, *, key: str = "", repeated: bool = False
-) -> Any:
-    setting = Setting(key, parse, allowed, words, metavar, repeated)
-    if repeated:
-        return field(default_factory=dict, metadata={"setting": setting})
-    return field(default=default, metadata={"setting": setting})
-
-
 # --- the settings
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class Config(HttpSettings):
     """Every setting of one instance. Made by `resolve`; nobody checks or changes it afterwards."""
 
-    target: str = _setting(
+    target: str = declare(
         "", target, "TARGET", "path/to/file.py:Name or package.module:Name", "The model: a class or a function."
     )
-    name: str = _setting(
+    name: str = declare(
         "default",
         matching(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,64}"),
         "NAME",
         "1 to 64 letters, digits, dots, underscores and dashes",
         "The instance's name; commands and clients find it by this.",
     )
-    replicas: int | Literal["auto", "best"] = _setting(
+    replicas: int | Literal["auto", "best"] = declare(
         "auto",
         replicas,
         "auto|best|N",
         f"auto, best, or a whole number from 1 to {MAX_REPLICAS}",
         "How many replicas; auto: as many as memory and cores hold, measured on the first; best: as many as pay.",
     )
-    min_gain: float = _setting(
+    min_gain: float = declare(
         0.05,
         fraction,
         "FRACTION",
         "a number above 0, at most 1",
         "For --replicas best: what one more replica has to bring, as a share, for the search to go on from it.",
     )
-    load_parallelism: int = _setting(
+    load_parallelism: int = declare(
         1,
         integer(1, 64),
         "N",
         "a whole number from 1 to 64",
         "Replicas that may load at the same time; 1: each sees what the one before has taken.",
     )
-    device: str = _setting(
+    device: str = declare(
         "auto",
         device,
         "DEVICE",
         "auto, cpu, cuda, or cuda:0,1 with the GPUs' indexes",
         "What replicas run on; auto: every GPU there is, else the CPU.",
     )
-    vram_per_replica_bytes: int | None = _setting(
+    vram_per_replica_bytes: int | None = declare(
         None,
         size("vram_per_replica", MIN_DEVICE_BYTES, 16 * TIB),
         "SIZE",
         "a size from 64MiB to 16TiB, such as 7GiB or 7GB",
         "Declares what one replica takes, instead of measuring it.",
     )
-    gpu_utilization: float | None = _setting(
+    gpu_utilization: float | None = declare(
         None,
         fraction,
         "FRACTION",
         "a number above 0, at most 1",
         "The share of each GPU's memory that may be planned; unset: by the card's size.",
     )
-    mps: Literal["auto", "on", "off"] = _setting(
+    mps: Literal["auto", "on", "off"] = declare(
         "auto",
         one_of("auto", "on", "off"),
         "auto|on|off",
         "auto, on or off",
         "Run a GPU's replicas at the same time (CUDA MPS), not in turns; auto: where it can be had and may help.",
     )
-    pin_cpus: Literal["auto", "off"] = _setting(
+    pin_cpus: Literal["auto", "off"] = declare(
         "auto",
         one_of("auto", "off"),
         "auto|off",
         "auto or off",
         "Give each replica on a GPU CPU cores of its own, near its GPU, where there are enough.",
     )
-    mps_thread_percentage: int | None = _setting(
+    mps_thread_percentage: int | None = declare(
         None,
         integer(1, 100),
         "PERCENT",
         "a whole number from 1 to 100",
         "The part of a GPU's multiprocessors that one replica may use under MPS; unset: all.",
     )
-    max_batch_size: int | None = _setting(
+    max_batch_size: int | None = declare(
         None,
         integer(1, 1024),
         "N",
         "a whole number from 1 to 1024",
         "Inputs in one batch; unset: what the model says.",
     )
-    max_batch_wait_s: float | None = _setting(
+    max_batch_wait_s: float | None = declare(
         None,
         seconds(0, 10),
         "SECONDS",
         "seconds from 0 to 10, such as 0.002 or 2ms",
         "How long a batch waits to fill; 0: never; unset: what the model says.",
     )
-    queue_limit: int = _setting(
+    queue_limit: int = declare(
         65_536,
         integer(1, 10_000_000),
         "N",
         "a whole number from 1 to 10000000",
         "Requests held queued; the next one is answered Overloaded.",
     )
-    queue_bytes: int = _setting(
+    queue_bytes: int = declare(
         2 * GIB,
         size("queue_bytes", MIB, 16 * TIB),
         "SIZE",
@@ -192,28 +164,28 @@ class Config:
         "Bytes of requests held, queued and running; the next one is answered Overloaded.",
         key="queue_bytes",
     )
-    client_queue_limit: int = _setting(
+    client_queue_limit: int = declare(
         1024,
         integer(1, 10_000_000),
         "N",
         "a whole number from 1 to 10000000",
         "Requests of one client at the balancer; the SDK keeps back what is beyond it.",
     )
-    max_attempts: int = _setting(
+    max_attempts: int = declare(
         3,
         integer(1, 100),
         "N",
         "a whole number from 1 to 100",
         "How often a request is tried whose workers die; then it is answered WorkerLost.",
     )
-    listen: str | None = _setting(
+    listen: str | None = declare(
         None,
         endpoint,
         "ENDPOINT",
         "tcp://127.0.0.1:PORT, ipc:///absolute/path or unix:///absolute/path",
         "One more endpoint for clients, besides the one in the runtime directory.",
     )
-    timeout_s: float = _setting(
+    timeout_s: float = declare(
         300.0,
         # Five minutes: longer than any batch that answers a person, and a hung GPU is given up the same hour.
         seconds(0, 86_400, open_low=True),
@@ -221,35 +193,35 @@ class Config:
         "more than 0 seconds, at most 86400 (24h)",
         "How long one batch may run before its worker counts as hung and is replaced.",
     )
-    load_timeout_s: float = _setting(
+    load_timeout_s: float = declare(
         600.0,
         seconds(0, 86_400, open_low=True),
         "SECONDS",
         "more than 0 seconds, at most 86400 (24h)",
         "How long a replica may take to load and warm up.",
     )
-    drain_timeout_s: float = _setting(
+    drain_timeout_s: float = declare(
         30.0,
         seconds(0, 3_600),
         "SECONDS",
         "seconds from 0 to 3600 (1h)",
         "How long accepted requests may take to finish once orch is told to stop.",
     )
-    max_payload_bytes: int = _setting(
+    max_payload_bytes: int = declare(
         GIB,
         size("max_payload", KIB, 64 * GIB),
         "SIZE",
         "a size from 1KiB to 64GiB, such as 256MiB",
         "The largest request or answer; a larger one is PayloadTooLarge.",
     )
-    shared_memory_bytes: int = _setting(
+    shared_memory_bytes: int = declare(
         256 * MIB,
         size_or_zero("shared_memory", MIB, TIB),
         "SIZE",
         "0, or a size from 1MiB to 1TiB, such as 256MiB",
         "Memory through which large arrays travel on this host; 0: they are sent through sockets.",
     )
-    log_max_bytes: int = _setting(
+    log_max_bytes: int = declare(
         10 * MIB,
         size("log_max_size", 4 * KIB, TIB),
         "SIZE",
@@ -257,7 +229,7 @@ class Config:
         "How large a log file grows before it is rotated.",
         key="log_max_size",
     )
-    set: Mapping[str, object] = _setting(
+    set: Mapping[str, object] = declare(
         None,
         model_settings,
         "KEY=VALUE",
@@ -265,7 +237,7 @@ class Config:
         "Handed to the model as a keyword argument.",
         repeated=True,
     )
-    env: Mapping[str, str] = _setting(
+    env: Mapping[str, str] = declare(
         None, environment, "K=V", "K=V, K a variable's name", "Set in the workers' environment.", repeated=True
     )
 
@@ -285,7 +257,13 @@ def _with_key(entry: dataclasses.Field[Any]) -> Setting:
     return dataclasses.replace(setting, key=setting.key or re.sub(r"_(s|bytes)$", "", entry.name))
 
 
-SETTINGS: Final[Mapping[str, Setting]] = {entry.name: _with_key(entry) for entry in dataclasses.fields(Config)}
+def _fields() -> list[dataclasses.Field[Any]]:
+    """Config's own first: the order in which people meet them."""
+    inherited = {entry.name for entry in dataclasses.fields(HttpSettings)}
+    return sorted(dataclasses.fields(Config), key=lambda entry: entry.name in inherited)
+
+
+SETTINGS: Final[Mapping[str, Setting]] = {entry.name: _with_key(entry) for entry in _fields()}
 FIELD_OF: Final[Mapping[str, str]] = {setting.key: name for name, setting in SETTINGS.items()}
 
 
@@ -364,6 +342,8 @@ def format_value(name: str, value: object) -> str:
         return format_size(value)
     if name.endswith("_s") and isinstance(value, float):
         return f"{value:g}s"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, Mapping):
         return " ".join(f"{key}={entry}" for key, entry in value.items()) or "-"
     return str(value) or "-"

@@ -181,6 +181,52 @@ def endpoint(value: object) -> str:
     return f"tcp://{address}:{int(port)}"
 
 
+def http_address(value: object) -> str:
+    """auto, or as `listen_address`."""
+    return "auto" if isinstance(value, str) and value.strip().lower() == "auto" else listen_address(value)
+
+
+def listen_address(value: object) -> str:
+    """off, or where to listen: HOST:PORT, [IPv6]:PORT, or :PORT for every address. Hosts are no names."""
+    text = _text(value).lower()
+    if text == "off":
+        return text
+    host, colon, port = text.rpartition(":")
+    host = {"localhost": "127.0.0.1", "": "0.0.0.0", "*": "0.0.0.0"}.get(host, host)  # noqa: S104  if it is asked for
+    try:
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        raise Refused("no address and port" if not colon else f"{host!r} is no IP address") from None
+    if not colon or not re.fullmatch(r"\d{1,5}", port) or int(port) > PORT_MAX:
+        raise Refused(f"{port!r} is no port")
+    return f"[{address}]:{int(port)}" if address.version == 6 else f"{address}:{int(port)}"  # noqa: PLR2004  IPv6
+
+
+def switch(value: object) -> bool:
+    """Yes or no."""
+    if isinstance(value, bool):
+        return value
+    word = _text(value).lower()
+    if word not in ("yes", "no", "true", "false", "on", "off", "1", "0"):
+        raise Refused
+    return word in ("yes", "true", "on", "1")
+
+
+def origin(value: object) -> str:
+    """A web page's origin (RFC 6454), or *."""
+    text = _text(value).lower().rstrip("/")
+    if text != "*" and not re.fullmatch(r"https?://[a-z0-9.\-\[\]:]+", text):
+        raise Refused
+    return text
+
+
+def file_path(value: object) -> str:
+    """A path; whether it is there is for whoever opens it to find."""
+    if not (text := _text(value)) or "\0" in text:
+        raise Refused
+    return text
+
+
 def _scalar(text: str) -> object:
     """`text` as JSON or TOML would read it, else itself: --set rate=0.5 is a number, --set mode=fast a string."""
 

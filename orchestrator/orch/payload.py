@@ -6,15 +6,18 @@ of their own: they are not copied here, so they must not change until they are s
 moves into a frame as a whole. Nothing is ever pickled.
 
 torch is not imported to find out whether something is a tensor. A tensor that arrives where torch is not installed
-becomes a numpy array (bfloat16 as float32, which holds every bfloat16 exactly).
+becomes a numpy array (bfloat16 as float32, which holds every bfloat16 exactly). A process that passes tensors on and
+never wants torch says `leave_torch_out()`; to such a one bfloat16 is a `RawTensor`, both ways.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -36,6 +39,7 @@ MAX_SHOWN = 60  # characters of a key, in an error's place
 QUANTIZED = ("qint", "quint")
 MAX_DIMENSIONS = 64  # numpy's own limit
 REGISTERED = 2  # dtype.isbuiltin of a type that another package has added
+BFLOAT16, BFLOAT16_BYTES = "bfloat16", 2
 
 # What packing raises for a value that cannot travel.
 UNFIT = (TypeError, ValueError, OverflowError, RuntimeError, BufferError)
@@ -48,6 +52,27 @@ _pack_plain, _ARRAY = _PLAIN.pack, np.ndarray  # looked up once
 _EXTENSIONS = frozenset([*range(0xC7, 0xCA), *range(0xD4, 0xD9)])
 
 Frames = list[Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RawTensor:
+    """A tensor as its bytes, for a process without torch. It travels as the torch tensor that it stands for.
+
+    dtype: torch's name without its prefix, such as "bfloat16". data: the elements in C order, any contiguous buffer;
+    it is not copied, and must not change until it is sent.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: Any
+
+
+def leave_torch_out() -> None:
+    """Never import torch in this process: tensors arrive as numpy arrays, bfloat16 as a `RawTensor`.
+
+    For a process that only passes them on: torch would cost it seconds, and hundreds of megabytes. It is not undone.
+    """
+    _READERS[TENSOR] = _read_tensor_without_torch
 
 
 class _NotPlainError(Exception):
@@ -154,6 +179,9 @@ def _extension(value: Any, frames: Frames, depth: int) -> Any:
         return inside(SCALAR, [kind, bytes(buffer)])
     if _is_tensor(value):
         return inside(TENSOR, _tensor_parts(value, frames))
+    if isinstance(value, RawTensor):
+        data = memoryview(value.data)
+        return inside(TENSOR, [value.dtype, list(value.shape), _place(data.cast("B") if data.nbytes else data, frames)])
     if isinstance(value, int):
         return _int_parts(int(value))
     if isinstance(value, str):  # a subclass travels as what it is a kind of, here and below
@@ -288,8 +316,18 @@ def _torch() -> Any:
         return None
 
 
+def _read_tensor_without_torch(data: bytes, received: _Received) -> Any:
+    name, shape, place = _unpack(data, received)
+    buffer, shape = _buffer(place, received), _shape(shape)
+    if name != BFLOAT16:
+        return _tensor_without_torch(name, shape, buffer)
+    if buffer.nbytes != math.prod(shape) * BFLOAT16_BYTES:
+        raise RemoteProtocolError(f"{buffer.nbytes} bytes for a bfloat16 tensor of shape {shape}"[:200])
+    return RawTensor(BFLOAT16, shape, buffer)
+
+
 def _tensor_without_torch(name: Any, shape: tuple[int, ...], buffer: memoryview) -> Any:
-    if name == "bfloat16":  # the upper half of a float32
+    if name == BFLOAT16:  # the upper half of a float32
         wide = np.frombuffer(buffer, np.uint16).astype(np.uint32) << 16
         return wide.view(np.float32).reshape(shape)
     return _as_array(_dtype(name), shape, buffer)
@@ -307,7 +345,7 @@ def _read_tree(data: bytes, received: _Received) -> Any:
     return _unpack(_buffer(_unpack(data, received), received), received)
 
 
-_READERS: Mapping[int, Callable[[bytes, _Received], Any]] = {
+_READERS: dict[int, Callable[[bytes, _Received], Any]] = {
     TUPLE: _read_tuple,
     ARRAY: _read_array,
     SCALAR: _read_scalar,

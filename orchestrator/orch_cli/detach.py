@@ -44,6 +44,9 @@ def arguments(options: Mapping[str, Any], config_path: str | None) -> list[str]:
         words.append(f"--config={config_path}")
     for name, value in options.items():
         if value is not None and name != "target":
+            if value is True:
+                words.append(SETTINGS[name].flag)
+                continue
             texts = value if isinstance(value, tuple) else (value,)
             words += [f"{SETTINGS[name].flag}={text}" for text in texts]
     return [*words, "--", options["target"]] if options.get("target") else words

@@ -6,8 +6,9 @@ Everything goes to standard error: standard output stays free for programs.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import click
 from rich.console import Console
@@ -55,7 +56,8 @@ class Lines:
             case "warning":
                 return [f"orch: warning: {event.text}"]
             case "ready":
-                return [f"orch: {event.text}", f"orch: {self._hint()}"]
+                http = [f"orch: {_http_hint(event.data)}"] if event.data.get("http") else []
+                return [f"orch: {event.text}", f"orch: {self._hint()}", *http]
             case _:
                 return [f"orch: {event.text}"]
 
@@ -63,6 +65,13 @@ class Lines:
         if self._name == "default":
             return 'try: orch request "…"   in Python: orch.Client().request(…)'
         return f'try: orch request --name {self._name} "…"   in Python: orch.Client(name="{self._name}").request(…)'
+
+
+def _http_hint(data: Mapping[str, Any]) -> str:
+    """The page's address, and a line that works: what a model that declares tensors takes is for it to tell."""
+    url = data["http"]
+    asks = f"{url}/v2/models/{data.get('model')}" if data.get("declares") else f"{url}/predict -d '\"hello\"'"
+    return f"status page: {url}/   try: curl {asks}"
 
 
 def _nowhere(line: str, kind: str) -> None:

@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "scale": "orch_cli.instance:scale",
     "restart": "orch_cli.instance:restart",
     "down": "orch_cli.down:down",
+    "keys": "orch_cli.keys:keys",
     "gpus": "orch_cli.gpus:gpus",
     "config": "orch_cli.settings:config",
 }

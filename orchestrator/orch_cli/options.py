@@ -10,8 +10,9 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from orch.config import SETTINGS, Config, Resolved, Setting, check, format_value, resolve
+from orch.config import SETTINGS, Config, Resolved, check, format_value, resolve
 from orch.errors import ConfigError
+from orch.setting import Setting
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_FILE: Final = "orch.toml"
@@ -34,6 +35,11 @@ def config_options(*names: str) -> Callable[[F], F]:
         )(command)
         for name in reversed(names or FLAGS):
             setting = SETTINGS[name]
+            if setting.switch:
+                command = click.option(setting.flag, name, is_flag=True, default=None, help=_help(name, setting))(
+                    command
+                )
+                continue
             # Every value stays text here: Config alone knows what is allowed, whatever the source.
             command = click.option(
                 setting.flag, name, metavar=setting.metavar, multiple=setting.repeated, help=_help(name, setting)

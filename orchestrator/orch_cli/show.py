@@ -85,11 +85,21 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
     return Group(
         head,
         Text(f"endpoint  {status.get('endpoint') or '-'}"),
+        *([Text(f"http      {status['http']}{_gateways(status)}")] if status.get("http") else []),
         *(Text(line, no_wrap=True, overflow="ellipsis") for line in _decisions(status)),
         _replicas(replicas, status.get("gpus") or ()),
         *reasons,
         tail,
     )
+
+
+def _gateways(status: Mapping[str, Any]) -> str:
+    """How many serve it, where that is not one that has never died."""
+    rows = status.get("gateways") or ()
+    restarts = sum(row.get("restarts") or 0 for row in rows)
+    told = [f"{len(rows)} gateways"] if len(rows) > 1 else []
+    told += [f"restarts: {restarts}"] if restarts else []
+    return f"  ({', '.join(told)})" if told else ""
 
 
 def _decisions(status: Mapping[str, Any]) -> list[str]:

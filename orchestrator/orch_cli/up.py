@@ -12,15 +12,22 @@ from orch_cli.options import config_options, load
 @click.command()
 @click.argument("target", required=False)
 @config_options()
+@click.option("--no-http", is_flag=True, help="Serve no HTTP: the same as --http off.")
 @click.option("--detach", is_flag=True, help="Start in the background; return once every replica is ready.")
 @click.option("--detached", is_flag=True, hidden=True)  # what --detach starts: its stderr is a file nobody rotates
 @click.option("--samples", metavar="FILE", hidden=True)  # for orch tune: where the warm-up samples are written
-def up(config_path: str | None, detach: bool, detached: bool, samples: str | None, **options: Any) -> None:
+def up(
+    config_path: str | None, detach: bool, detached: bool, no_http: bool, samples: str | None, **options: Any
+) -> None:
     """Start TARGET and keep it running until Ctrl-C.
 
     TARGET is path/to/file.py:Name or package.module:Name, a class (orch.Model) or a function that takes and returns a
     list.
     """
+    if no_http:
+        if options["http"] not in (None, "off"):
+            raise click.UsageError("--no-http and --http contradict each other")
+        options["http"] = "off"
     resolved = load(options, config_path, required=("target",))
     if detach:
         from orch_cli.detach import start_detached

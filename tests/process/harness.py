@@ -99,6 +99,7 @@ class Place:
         """For a child: this place, the packages under test, and no settings of whoever runs the tests."""
         environ = {key: value for key, value in os.environ.items() if not key.startswith("ORCH_")}
         environ |= {"ORCH_RUNTIME_DIR": str(self.runtime), "ORCH_STATE_DIR": str(self.state), MARK: self.mark}
+        environ["ORCH_HTTP"] = "off"  # a test that wants HTTP asks for a port of its own
         environ.pop("PYTHONPATH", None)
         if roots := _source_roots():
             environ["PYTHONPATH"] = os.pathsep.join(roots)
@@ -112,10 +113,16 @@ class Place:
         name: str = "default",
         env: Mapping[str, str] | None = None,
         wait: bool = True,
+        http: bool = False,
     ) -> Instance:
-        """Start an instance of a model in tests/process/models, or of any other target, and wait until it is READY."""
+        """Start an instance of a model in tests/process/models, or of any other target, and wait until it is READY.
+
+        http: serve it at a free port of this host; otherwise not at all (`environ`), unless the options say so.
+        """
         known = (MODELS / target.partition(":")[0]).is_file()
         target = str(MODELS / target) if known else target
+        if http:
+            options = ("--http=127.0.0.1:0", *options)
         instance = Instance(self, name, target, (f"--replicas={replicas}", *options), env)
         self.instances.append(instance)
         if wait:
@@ -204,6 +211,12 @@ class Instance:
     def endpoint(self) -> str:
         """Where clients connect."""
         return runtime.front_endpoint(self.directory)
+
+    @property
+    def url(self) -> str:
+        """Where HTTP is served."""
+        found: str = self.status()["http"]
+        return found
 
     def output(self) -> str:
         """All that `orch up` has printed."""
@@ -418,7 +431,7 @@ def reset_peak(pid: int) -> None:
 def _source_roots() -> list[str]:
     """Where our packages are, unless they are installed: a child finds installed ones by itself."""
     roots = []
-    for package in ("orch", "orch_cli", "orch_worker", "orch_balancer"):
+    for package in ("orch", "orch_cli", "orch_worker", "orch_balancer", "orch_gateway"):
         spec = importlib.util.find_spec(package)
         assert spec is not None
         assert spec.origin is not None

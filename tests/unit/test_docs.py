@@ -68,10 +68,14 @@ def calls(page: Path) -> list[tuple[str, str]]:
 
 @cache
 def options_of(name: str) -> frozenset[str]:
-    """The options of one command."""
+    """The options of one command, and of the commands below it."""
     command = main.get_command(click.Context(main), name)
     assert command is not None, name
-    return frozenset(option for parameter in command.params for option in parameter.opts) | {"--help", "-h"}
+    family = [command, *getattr(command, "commands", {}).values()]
+    return frozenset(option for each in family for parameter in each.params for option in parameter.opts) | {
+        "--help",
+        "-h",
+    }
 
 
 def anchor(title: str) -> str:

@@ -49,13 +49,13 @@ class Doubler(Model):
 class Returns(Model):
     """Returns the same thing whatever it is asked."""
 
-    def __init__(self, outputs: Any) -> None:
-        self.outputs = outputs
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
         self.calls = 0
 
     def predict(self, inputs: list[Any]) -> Any:
         self.calls += 1
-        return self.outputs
+        return self.answer
 
 
 def rows(*inputs: Any, may_rerun: bool = True) -> list[Row]:

@@ -14,6 +14,7 @@ from orch.planning.gpu import (
     driver_version,
     process_bytes,
     read_gpu,
+    read_gpu_live,
     read_gpus,
     read_live,
     session,
@@ -410,6 +411,13 @@ def test_live_readings_follow_cuda_visible_devices_too() -> None:
     nvml = Recorded({**TWO, **busy("GPU-h200")})
     assert [reading.gpu for reading in read_live(nvml, "1,0")] == list(read_gpus(nvml, "1,0"))
     assert read_live(nvml, "7") == ()
+
+
+def test_one_gpu_can_be_read_live_by_its_uuid() -> None:
+    """For the status: the reading of that device, and None of one that is gone."""
+    nvml = Recorded({**TWO, **busy("GPU-h200")})
+    assert read_gpu_live("GPU-h200", nvml) == read_live(nvml)[0]
+    assert read_gpu_live("GPU-gone", nvml) is None
 
 
 @pytest.mark.parametrize(

@@ -364,6 +364,54 @@ def python(program: str, stdin: str = "") -> Any:
     return json.loads(child.stdout)
 
 
+LEAVES_TORCH_OUT = """
+import base64, json, sys
+from orch import payload
+
+payload.leave_torch_out()
+answers = {}
+for name, (body, frames) in json.load(sys.stdin).items():
+    found = payload.decode(base64.b64decode(body), [base64.b64decode(frame) for frame in frames])
+    body, frames = payload.encode({"back": found})
+    sent = [base64.b64encode(part).decode() for part in (body, *frames)]
+    answers[name] = [type(found).__name__, str(found.dtype), list(found.shape), sent]
+assert "torch" not in sys.modules
+json.dump(answers, sys.stdout)
+"""
+
+
+def test_a_process_that_leaves_torch_out_passes_tensors_on() -> None:
+    """bfloat16 stays bfloat16 on its way in and out, small, large, empty and without dimensions."""
+    tensors = {
+        "small": torch.tensor([[0.0, -1.5, float("inf")]]).to(torch.bfloat16),
+        "large": torch.arange(40_000).to(torch.bfloat16),
+        "empty": torch.zeros((0, 3), dtype=torch.bfloat16),
+        "scalar": torch.tensor(1.5, dtype=torch.bfloat16),
+        "float32": torch.tensor([0.5]),
+    }
+    sent = {}
+    for name, tensor in tensors.items():
+        body, frames = payload.encode(tensor)
+        sent[name] = [as_text(body), [as_text(frame) for frame in frames]]
+    found = python(LEAVES_TORCH_OUT, json.dumps(sent))
+    assert found["float32"][:3] == ["ndarray", "float32", [1]]
+    for name in ("small", "large", "empty", "scalar"):
+        assert found[name][:3] == ["RawTensor", "bfloat16", list(tensors[name].shape)]
+        passed_on = [base64.b64decode(part) for part in found[name][3]]
+        back = payload.decode(passed_on[0], [bytearray(frame) for frame in passed_on[1:]])["back"]
+        assert back.dtype == torch.bfloat16
+        assert torch.equal(back, tensors[name])
+
+
+def test_a_raw_tensor_is_not_copied_and_arrives_as_a_tensor() -> None:
+    """Whatever buffer holds its bytes."""
+    bits = np.arange(100_000, dtype="<u2")
+    _, frames = payload.encode([payload.RawTensor("bfloat16", (100_000,), bits.data)])
+    assert np.shares_memory(np.frombuffer(frames[0], np.uint16), bits)
+    found = arrived(payload.RawTensor("bfloat16", (2, 1), b"\x80\x3f\xc0\x3f"))
+    assert (found.dtype, found.tolist()) == (torch.bfloat16, [[1.0], [1.5]])
+
+
 def test_where_torch_is_not_installed_a_tensor_arrives_as_an_array() -> None:
     """bfloat16 as float32, exactly; what numpy has no dtype for is refused."""
     values = torch.tensor([[0.0, -1.5, 3.140625], [1e38, -1e-38, float("inf")]])

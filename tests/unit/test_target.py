@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ from typing import Any
 import pytest
 
 from orch.errors import ConfigError
-from orch.model import Model
-from orch_worker.target import describe, load_target
+from orch.model import Model, Tensor
+from orch_worker.target import declaration, describe, load_target
 
 
 @pytest.fixture(autouse=True)
@@ -282,11 +283,38 @@ def test_what_is_no_model_is_refused_with_what_would_be_one(project: Project, so
         ("max_batch_wait = 100", "max_batch_wait is 100"),
         ("max_batch_wait = float('nan')", "max_batch_wait is nan"),
         ("max_batch_wait = '1'", "max_batch_wait is '1'"),
+        (
+            "inputs = [('x', 'float32', ())]",
+            "user_model.py:It: inputs[0]: datatype is 'float32'; it must be one of BOOL",
+        ),
+        ("outputs = 'x'", "outputs is 'x'; it must be a tuple of orch.Tensor(name, datatype, shape)"),
     ],
 )
 def test_limits_that_cannot_work_are_refused(project: Project, line: str, reason: str) -> None:
     """With what is allowed."""
     assert reason in project.complaint(f"class It:\n    {line}\n    def predict(self, inputs): return inputs\n")
+
+
+@pytest.mark.parametrize(
+    ("source", "streams"),
+    [
+        (
+            "import orch\nclass It(orch.Model):\n    inputs = [('x', 'FP32', [2])]\n    def predict(self, x): return x",
+            False,
+        ),
+        ("class It:\n    inputs = [('x', 'FP32', (2,))]\n    def predict_stream(self, x): yield x", True),
+        ("def It(x): return x\nIt.inputs = [('x', 'FP32', (2,))]", False),
+    ],
+)
+def test_a_model_of_any_kind_may_declare_its_tensors(project: Project, source: str, streams: bool) -> None:
+    """A class, orch's or not, or a function; whether it answers in parts is seen from its methods."""
+    found = declaration(project.load(source), "It")
+    assert tuple(found) == ((Tensor("x", "FP32", (2,)),), (), streams)
+    assert json.loads(json.dumps(found._asdict())) == {
+        "inputs": [["x", "FP32", [2]]],
+        "outputs": [],
+        "streams": streams,
+    }
 
 
 def test_an_exception_is_described_in_one_line_of_bounded_length() -> None:

@@ -22,7 +22,7 @@ from orch_worker import device
 from orch_worker.batching import Batcher
 from orch_worker.engine import Engine
 from orch_worker.loop import Loop
-from orch_worker.target import describe, load_target
+from orch_worker.target import declaration, describe, load_target
 
 log = logging.getLogger("orch_worker")
 
@@ -116,6 +116,7 @@ def _load(spec: Spec, link: Link, page: StatusPage) -> tuple[Engine, Batcher, di
         **({} if warmed.batch_s is None else {"batch_s": warmed.batch_s}),
         max_batch_size=max_batch_size,
         timeout_s=model.timeout,
+        **declaration(model, spec.target)._asdict(),
         **device.memory(),
         **meter.facts(),
     )

@@ -10,10 +10,10 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from orch.errors import ConfigError
-from orch.model import MAX_BATCH_SIZE, Model
+from orch.model import MAX_BATCH_SIZE, Model, Tensor, declared
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class FunctionModel(Model):
 
     def __init__(self, function: Any, settings: dict[str, Any]) -> None:
         self._function, self._settings = function, settings
-        _copy_limits(function, self)
+        _copy_facts(function, self)
 
     def predict(self, inputs: list[Any]) -> list[Any]:
         """Call the function."""
@@ -110,8 +110,8 @@ class FunctionModel(Model):
         return outputs
 
 
-def _copy_limits(source: Any, model: Model) -> None:
-    for name in ("max_batch_size", "max_batch_wait", "timeout"):
+def _copy_facts(source: Any, model: Model) -> None:
+    for name in ("max_batch_size", "max_batch_wait", "timeout", "inputs", "outputs"):
         if hasattr(source, name):
             setattr(model, name, getattr(source, name))
 
@@ -121,7 +121,7 @@ class Adapter(Model):
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        _copy_limits(model, self)
+        _copy_facts(model, self)
         for name in ("load", "warmup", "predict", "predict_stream"):
             own = getattr(type(model), name, None)
             if own is not None and own is not getattr(Model, name):
@@ -146,7 +146,27 @@ def _checked(model: Any, target: str) -> Model:
         raise ConfigError(f"{target}: max_batch_size is {size!r}; it must be 1 to {MAX_BATCH_SIZE}")
     if not isinstance(wait, (int, float)) or not 0 <= wait <= MAX_WAIT_S:
         raise ConfigError(f"{target}: max_batch_wait is {wait!r}; it must be 0 to {MAX_WAIT_S:g} seconds")
+    declaration(checked, target)
     return checked
+
+
+class Declaration(NamedTuple):
+    """What a model takes and gives for one row, and whether it answers in parts: it has a predict_stream of its own."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    streams: bool
+
+
+def declaration(model: Model, target: str) -> Declaration:
+    """What the model declares, checked.
+
+    Raises:
+        ConfigError: it is not a declaration; the message begins with the target.
+    """
+    inputs = declared(model.inputs, f"{target}: inputs")
+    outputs = declared(model.outputs, f"{target}: outputs")
+    return Declaration(inputs, outputs, getattr(model.predict_stream, "__func__", None) is not Model.predict_stream)
 
 
 def describe(err: BaseException) -> str:

@@ -127,16 +127,12 @@ def read_live(nvml: Nvml = pynvml, visible: str | None = None) -> tuple[GpuReadi
 
 def read_gpu(uuid: str, nvml: Nvml = pynvml) -> Gpu | None:
     """The device with that UUID as it is now, or None if it is gone or cannot be read."""
-    with session(nvml) as usable:
-        if not usable:
-            return None
-        try:
-            handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
-            card = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if _is_mig(uuid) else handle
-            return _read(nvml, handle, card, _told(nvml, 0, nvml.nvmlDeviceGetIndex, card))
-        except nvml.NVMLError as error:
-            log.warning("gpu %s cannot be read: %s", uuid, error)
-            return None
+    return _one(nvml, uuid, _read)
+
+
+def read_gpu_live(uuid: str, nvml: Nvml = pynvml) -> GpuReading | None:
+    """The same with what it is doing at this moment."""
+    return _one(nvml, uuid, _read_live)
 
 
 def process_bytes(uuid: str, pid: int, nvml: Nvml = pynvml) -> int | None:
@@ -171,6 +167,20 @@ def _each(nvml: Nvml, read: Callable[[Nvml, Handle, Handle, int], T]) -> list[T]
                 except nvml.NVMLError as error:
                     log.warning("a device of gpu %d left out: %s", index, error)
     return found
+
+
+def _one(nvml: Nvml, uuid: str, read: Callable[[Nvml, Handle, Handle, int], T]) -> T | None:
+    """What `read` says of the device with that UUID; None if it is gone or cannot be read."""
+    with session(nvml) as usable:
+        if not usable:
+            return None
+        try:
+            handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+            card = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if _is_mig(uuid) else handle
+            return read(nvml, handle, card, _told(nvml, 0, nvml.nvmlDeviceGetIndex, card))
+        except nvml.NVMLError as error:
+            log.warning("gpu %s cannot be read: %s", uuid, error)
+            return None
 
 
 def _count(nvml: Nvml) -> int:

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import random
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from orch.link import Message
-from orch.supervising import restart
-from orch.supervising.output import Lines
-from orch.supervising.process import Child
+from orch.supervising.kept import Kept, Printer
 from orch.supervising.reactor import Reactor
 
-STOP_S = 3.0  # to send its last answers; then it is killed
 
-
-class Owner(Protocol):
+class Owner(Printer, Protocol):
     """What the balancer's process tells its supervisor."""
-
-    def printed(self, name: str, line: str) -> None:
-        """It has printed a line."""
 
     def balancer_said(self, message: Message) -> None:
         """A message over its link."""
@@ -29,7 +20,7 @@ class Owner(Protocol):
         """Its process ended, as it was told to (`stopped`) or not."""
 
 
-class Balancer:
+class Balancer(Kept):
     """Owns the balancer's process."""
 
     def __init__(
@@ -41,108 +32,31 @@ class Balancer:
         owner: Owner,
         clock: Callable[[], float],
     ) -> None:
+        super().__init__("balancer", "orch_balancer", [pages_fd], environ, reactor, owner, clock)
         self._settings = settings
-        self._pages_fd = pages_fd
-        self._environ = environ
-        self._reactor = reactor
         self._owner = owner
-        self._clock = clock
-        self._child: Child | None = None
         self._workers: Sequence[Message] = ()
-        self._started_at = 0.0
-        self._flaps = 0
-        self._start_at: float | None = None
-        self._kill_at: float | None = None
         self._admitting = True
-        self.restarts = -1
-        self.stopped = False
         self.start()
 
-    @property
-    def pid(self) -> int | None:
-        """Its process, if it has one now."""
-        return self._child.pid if self._child is not None else None
-
-    def start(self) -> None:
-        """Start a process and tell it everything."""
-        self._start_at = None
-        self._started_at = self._clock()
-        self.restarts += 1
-        child = self._child = Child("orch_balancer", [self._pages_fd], self._environ)
-        lines = Lines(child.output.read, lambda line: self._owner.printed("balancer", line))
-        self._reactor.add_lines(child.output, lines)
-        self._reactor.add(child.link, self._read)
-        self._reactor.add(child.pidfd, lambda: self._died(lines))
-        child.link.send(settings=dict(self._settings))
+    def greet(self) -> None:
+        self.send(settings=dict(self._settings))
         self.send_workers(self._workers)
         if not self._admitting:
             self.send(do="drain")
 
-    def send(self, **message: Any) -> None:
-        """Say something; while it is dead, nothing is heard, and a new one is told the state anyway."""
-        if self._child is not None:
-            self._child.link.send(**message)
+    def said(self, message: Message) -> None:
+        self._owner.balancer_said(message)
+
+    def died(self, how: str) -> None:
+        self._owner.balancer_died(how)
 
     def send_workers(self, workers: Sequence[Message]) -> None:
         """The whole set of workers that may open, never a difference."""
         self._workers = workers
         self.send(do="workers", workers=list(workers))
 
-    def kill(self) -> None:
-        """End a process that does not answer; another is started."""
-        if self._child is not None:
-            self._child.signal(signal.SIGKILL)
-
     def drain(self) -> None:
         """Admit no more."""
         self._admitting = False
         self.send(do="drain")
-
-    def stop(self) -> None:
-        """End it for good."""
-        self.stopped = True
-        self._start_at = None
-        if self._child is not None:
-            self.send(do="stop")
-            self._kill_at = self._clock() + STOP_S
-
-    def tick(self, now: float) -> None:
-        """Start it again, or kill it, when that is due."""
-        if self._start_at is not None and now >= self._start_at:
-            self.start()
-        if self._kill_at is not None and now >= self._kill_at and self._child is not None:
-            self._kill_at = None
-            self._child.signal(signal.SIGKILL)
-        if self._child is not None and self._child.link.unsent:
-            self._child.link.flush()
-
-    def next_deadline(self) -> float | None:
-        """When `tick` has something to do."""
-        return self._start_at if self._start_at is not None else self._kill_at
-
-    def _read(self) -> None:
-        child = self._child
-        if child is None:
-            return
-        for message in child.link.receive():
-            self._owner.balancer_said(message)
-        if child.link.closed:
-            self._reactor.remove(child.link)
-
-    def _died(self, lines: Lines) -> None:
-        child = self._child
-        assert child is not None
-        self._read()
-        code = child.reap()
-        lines.drain()
-        for fileobj in (child.link, child.output, child.pidfd):
-            self._reactor.remove(fileobj)
-        child.close()
-        self._child = None
-        if not self.stopped:
-            now = self._clock()
-            self._flaps = 0 if now - self._started_at >= restart.HEALTHY_S else self._flaps + 1
-            # Without a balancer nothing is served: the first death is answered at once, later ones are spaced.
-            delay = restart.delay_s(max(0, self._flaps - 1), code, is_last=True, jitter=random.random())
-            self._start_at = now + (delay or 0.0)
-        self._owner.balancer_died(f"died of signal {-code}" if code < 0 else f"exited with code {code}")

@@ -82,6 +82,7 @@ class Fleet:
         self._short_since: float | None = None  # replicas wait for nothing but memory
         self.replicas: dict[str, Replica] = {}
         self.running: dict[str, Running] = {}
+        self.declared: Message = {}  # what the model said of itself when a replica last became READY
         self._footprints: dict[str, Footprint] = {}
         self._told: dict[str, State] = {}
 
@@ -315,6 +316,7 @@ class Fleet:
         return self.mps.is_attached(running.child.pid)
 
     def _measure(self, replica: Replica, running: Running, facts: Message) -> None:
+        self.declared = facts
         running.load_s = self._clock() - running.started_at
         running.timeout_s = facts.get("timeout_s") or self._config.timeout_s
         running.max_batch_size, running.batch_s = facts.get("max_batch_size", 1), facts.get("batch_s")

@@ -20,18 +20,22 @@ from orch.planning.footprint import Footprint
 from orch.planning.host import read_host
 from orch.supervising import control, mps, status
 from orch.supervising.balancer import Balancer
-from orch.supervising.events import Event
+from orch.supervising.events import Event, Recent
 from orch.supervising.fleet import Fleet
+from orch.supervising.gateway import Gateways, open_listeners, settings_of
 from orch.supervising.gpulock import GpuLocks
+from orch.supervising.history import History
 from orch.supervising.output import LogFiles
 from orch.supervising.plans import Plans
 from orch.supervising.process import base_environ
 from orch.supervising.reactor import Reactor
+from orch.supervising.readings import Readings
 from orch.supervising.replica import Blame, Replica, State
 from orch.supervising.roster import Roster
 from orch.supervising.search import Search
 from orch.supervising.sharing import Sharing
 from orch.supervising.warden import Warden
+from orch.version import __version__
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # A status waits this long for the balancer's figures, then goes without them.
@@ -78,7 +82,9 @@ class Supervisor:
         self._done = False
         self._unanswered = 0
         self._stats: Message = {}
-        self._asking: dict[int, tuple[control.Caller, float]] = {}  # callers of status, by request number
+        self._readings = Readings(clock)
+        self._recent, self._history = Recent(), History()
+        self._asking: dict[int, tuple[control.Caller, bool, float]] = {}  # callers of status, by request number
         self._num_asked = 0
         self._leavers: list[control.Caller] = []  # callers of down
         self._looks_unanswered = 0
@@ -109,6 +115,11 @@ class Supervisor:
         cleanup.callback(self._logs.close)
         files = runtime.RuntimeDir(config.name)
         cleanup.callback(files.remove)
+        self._listeners, told = open_listeners(config)
+        if self._listeners is not None:
+            cleanup.callback(self._listeners.close)
+        if told:
+            self.report(Event("warning", told))
         self._directory = files.path
         if config.replicas == "best" and self._samples is None:
             self._samples = str(files.path / "samples")
@@ -135,6 +146,10 @@ class Supervisor:
         self._roster = Roster(config, self._plans, self._fleet, locks, self, self._search)
         cleanup.callback(self._roster.close)
         self._balancer = Balancer(self._balancer_settings(), pages_fd, environ, self._reactor, self, self._clock)
+        settings: dict[str, Any] = {}
+        if self._listeners is not None:
+            settings = settings_of(config, self._listeners, self._endpoint, str(files.path / runtime.CONTROL))
+        self._gateways = Gateways(settings, self._listeners, environ, self._reactor, self, self._clock)
 
     def _search(self, roster: Roster) -> Search:
         """For `--replicas best`, once replica 0 is measured."""
@@ -185,9 +200,9 @@ class Supervisor:
         return runtime.front_endpoint(Path(self._directory))
 
     def _timeout_s(self) -> float | None:
-        parts = (self._fleet, self._balancer, self._roster)
+        parts = (self._fleet, self._balancer, self._roster, self._gateways)
         times = [*(each.next_deadline() for each in parts), self._drain_until]
-        times += [at for _, at in self._asking.values()]
+        times += [at for *_, at in self._asking.values()]
         if self._roster.waits_for_gpus:
             times.append(self._clock() + LOCK_RETRY_S)
         soonest = min((at for at in times if at is not None), default=None)
@@ -206,15 +221,17 @@ class Supervisor:
         if not self._stopping:
             self._roster.check()
         self._balancer.tick(now)
-        for number, (caller, at) in list(self._asking.items()):
+        self._gateways.send_models([self._model_facts()])
+        self._gateways.tick(now)
+        for number, (caller, recent, at) in list(self._asking.items()):
             if now >= at:
                 del self._asking[number]
-                caller.answer(**self._status())
+                caller.answer(**self._status(recent=recent))
         self._server.flush()
         if self._replicas_stopping and self._fleet.all_gone and not self._balancer.stopped:
             self._balancer.stop()
             if self._balancer.pid is None:
-                self._finish()
+                self._stop_gateways()
 
     # --- starting ------------------------------------------------------------------------------------------------
 
@@ -242,7 +259,9 @@ class Supervisor:
         count = f"{num_ready} replica{'s' if num_ready > 1 else ''}"
         took_s = time.time() - self._started_at
         text = f"{self._config.name} serves {self._model} with {count} at {self._endpoint} (after {took_s:.1f} s)"
-        self.report(Event("ready", text, data={"endpoint": self._endpoint, "replicas": num_ready}))
+        facts = {"endpoint": self._endpoint, "replicas": num_ready, "http": self._gateways.url}
+        facts |= {"model": self._model, "declares": bool(self._fleet.declared.get("inputs"))}
+        self.report(Event("ready", text, data=facts))
 
     def failed(self, error: OrchError) -> None:
         """The instance cannot start: take down what runs, then raise it."""
@@ -254,7 +273,8 @@ class Supervisor:
     # --- what happens --------------------------------------------------------------------------------------------
 
     def report(self, event: Event) -> None:
-        """Show it, and keep it in the supervisor's log."""
+        """Show it, and keep it: in the supervisor's log, and among the latest."""
+        self._recent.note(event, time.time())
         self._logs.write("supervisor", event.text)
         self._show(event)
 
@@ -321,20 +341,37 @@ class Supervisor:
                 self._stats = message
                 self._looks_unanswered = 0
                 self._fleet.look_for_stalls(message["workers"])
-                caller, _ = self._asking.pop(message["seq"], (None, 0.0))
+                self._history.note(message, self._clock())
+                caller, recent, _ = self._asking.pop(message["seq"], (None, False, 0.0))
                 if caller is not None:
-                    caller.answer(**self._status())
+                    caller.answer(**self._status(recent=recent))
 
     def balancer_died(self, how: str) -> None:
         """It is started again, unless it was told to stop."""
         if self._balancer.stopped:
-            self._finish()
+            self._stop_gateways()
         elif not self._bound and self._balancer.restarts >= BALANCER_ATTEMPTS:
             self.failed(StartFailed(f"the balancer {how}, again and again (log: {self._logs.directory})", Exit.BUG))
         elif self._failure is None:
             self.report(Event("balancer", f"the balancer {how}: started again; clients resend what is unanswered"))
             if not self._stopping:
                 self._roster.disturbed("the balancer died")
+
+    def gateway_failed(self, message: Message) -> None:
+        """The first time it is an error of the settings; later, what was there before may come back."""
+        if not self._gateways.ever_bound:
+            self.failed(control.error_of(message))
+        else:
+            self.report(Event("warning", f"a gateway cannot start: {message['error']}"))
+
+    def gateway_died(self, name: str, how: str) -> None:
+        """It is started again; its clients connect again."""
+        if self._failure is None:
+            self.report(Event("warning", f"gateway {name} {how}: started again"))
+
+    def gateways_gone(self) -> None:
+        """The last to go, after every answer."""
+        self._finish()
 
     # --- stopping ------------------------------------------------------------------------------------------------
 
@@ -357,6 +394,7 @@ class Supervisor:
         self._drain_until = self._clock() + timeout_s
         self.report(Event("drain", f"{why} (at most {timeout_s:g} s)", data={"timeout_s": timeout_s}))
         self._balancer.drain()
+        self._gateways.drain()
 
     def _stop_replicas(self) -> None:
         if self._replicas_stopping:
@@ -366,6 +404,12 @@ class Supervisor:
         self._roster.close()
         for replica in list(self._fleet.replicas.values()):
             self._fleet.stop(replica, comes_back=False, drain_timeout_s=0.0)
+
+    def _stop_gateways(self) -> None:
+        """After the balancer, which has answered everything by now."""
+        self._gateways.stop()
+        if self._gateways.all_gone:
+            self._finish()
 
     def _finish(self) -> None:
         self._done = True
@@ -382,7 +426,7 @@ class Supervisor:
         match call:
             case "status":
                 self._num_asked += 1
-                self._asking[self._num_asked] = (caller, self._clock() + STATS_S)
+                self._asking[self._num_asked] = (caller, bool(arguments.get("recent")), self._clock() + STATS_S)
                 self._balancer.send(do="stats", seq=self._num_asked)
             case "scale":
                 caller.answer(**self._scale(arguments.get("replicas")))
@@ -428,12 +472,40 @@ class Supervisor:
             return "STARTING"
         return "READY" if len(self._fleet.in_state(State.READY)) == len(self._fleet.replicas) else "DEGRADED"
 
-    def _status(self) -> dict[str, Any]:
+    def _model_facts(self) -> Message:
+        """The model as the gateways know it. reason: why it does not serve now; accepts: requests may wait for it."""
+        ever_ready = self._roster.ever_ready
+        if self._stopping:
+            reason = "stopping"
+        elif not ever_ready:
+            reason = "starting"
+        else:
+            reason = "" if self._fleet.in_state(State.READY) else "without a worker, until one is started again"
+        declared = self._fleet.declared
+        return {
+            "name": self._model,
+            "reason": reason,
+            "accepts": ever_ready,
+            "max_batch_size": declared.get("max_batch_size", 1),
+            "max_batch_wait_s": self._config.max_batch_wait_s or 0.0,
+            "inputs": declared.get("inputs", ()),
+            "outputs": declared.get("outputs", ()),
+            "streams": declared.get("streams", False),
+        }
+
+    def _status(self, *, recent: bool = False) -> dict[str, Any]:
+        """All there is to tell. recent: with the latest events and the history of the last minutes."""
+        now = self._clock()
+        latest = {"events": self._recent.facts, "history": self._history.facts(now)} if recent else {}
         return {
             "name": self._config.name,
+            "version": __version__,
             "state": self._state(),
             "endpoint": self._endpoint,
             "listen": self._config.listen,
+            "http": self._gateways.url,
+            "grpc": self._config.grpc if self._config.grpc != "off" else None,
+            "gateways": self._gateways.facts,
             "model": self._model,
             "target": self._config.target,
             "pid": os.getpid(),
@@ -441,12 +513,16 @@ class Supervisor:
             "uptime_s": time.time() - self._started_at,
             "plan": status.plan_facts(self._plans.plan),
             "mps": self._sharing.facts,
-            "gpus": status.gpu_facts(self._plans, self._fleet, on=self._sharing.mps is not None),
+            "host": status.host_facts(self._readings),
+            "gpus": status.gpu_facts(self._plans, self._fleet, self._readings, on=self._sharing.mps is not None),
             "search": self._roster.search_facts,
             "balancer": {"pid": self._balancer.pid, "restarts": self._balancer.restarts},
             "settled": self._roster.settled,
-            "replicas": status.replica_facts(self._fleet, self._stats),
+            "replicas": status.replica_facts(self._fleet, self._stats, self._readings, now),
             "queue": status.queue_facts(self._stats),
+            "latency": self._stats.get("latency", {}),
+            "batch_rows": self._stats.get("batch_rows", {}),
             "arena": self._stats.get("arena", {}),
             "logs": str(self._logs.directory),
+            **latest,
         }

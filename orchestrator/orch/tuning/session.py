@@ -64,7 +64,7 @@ def measure_grid(request: Request, results: Results, view: View, publish: Callab
             view,
             place,
             start,
-            words=["up", *options],
+            words=["up", *options, "--http=off"],  # that is for those who serve, too
             window_s=request.window_s,
             tick=tick,
             publish=publish,

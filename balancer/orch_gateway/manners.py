@@ -1,0 +1,178 @@
+"""How clients are treated: request ids, time-outs, keys and their rates, and which web pages may ask. Pure."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from orch_gateway.messages import Header, Request
+from orch_gateway.refusals import Refused
+
+REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
+MAX_TIMEOUT_S: Final = 86_400.0
+PRIORITIES: Final = ("high", "normal", "low")
+# A key may spend what its rate gives in so many seconds at once.
+BURST_S: Final = 1.0
+# How long a browser may remember what it was told of another origin (its own limit is 2 hours or less).
+CORS_MAX_AGE_S: Final = 600
+CORS_HEADERS: Final = b"authorization, content-type, x-request-id, x-request-timeout, x-request-priority"
+NO_KEY: Final = "this instance asks for a key: send it as `Authorization: Bearer KEY` (`orch keys add` makes one)"
+
+
+def request_id(given: str, make: str) -> str:
+    """The client's own, if it is one of 1 to 128 visible ASCII characters, else `make`."""
+    return given if REQUEST_ID.fullmatch(given) else make
+
+
+def timeout_s(given: str) -> float | None:
+    """What X-Request-Timeout says, in seconds; None where it says nothing.
+
+    Raises:
+        Refused: it is no number of seconds.
+    """
+    if not given:
+        return None
+    try:
+        value = float(given)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= MAX_TIMEOUT_S:
+        raise Refused(400, f"X-Request-Timeout = {given[:40]!r}; it must be seconds above 0, at most {MAX_TIMEOUT_S:g}")
+    return value
+
+
+def priority(given: str) -> str:
+    """What X-Request-Priority says.
+
+    Raises:
+        Refused: it is none.
+    """
+    word = given.strip().lower() or "normal"
+    if word not in PRIORITIES:
+        raise Refused(400, f"X-Request-Priority = {given[:40]!r}; it must be one of {', '.join(PRIORITIES)}")
+    return word
+
+
+# --- keys --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Key:
+    """One key, known by its digest alone, and what is left of its rate. rate: requests in a second; None: any."""
+
+    name: str
+    digest: str
+    rate: float | None = None
+    left: float = math.inf
+    counted_at: float = 0.0
+
+    def take(self, now: float) -> float:
+        """Count one request; seconds until one may come, 0 if this one may."""
+        if self.rate is None:
+            return 0.0
+        most = max(1.0, self.rate * BURST_S)
+        self.left = min(most, self.left + (now - self.counted_at) * self.rate)
+        self.counted_at = now
+        if self.left < 1:
+            return (1 - self.left) / self.rate
+        self.left -= 1
+        return 0.0
+
+
+@dataclass(slots=True)
+class Keys:
+    """Owns the keys of one gateway. digest_of: what is kept of a token.
+
+    required: nobody may come without a key, even where there is none.
+    """
+
+    digest_of: Callable[[str], str]
+    required: bool = False
+    by_digest: dict[str, Key] = field(default_factory=dict)
+
+    def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Take what the file says now. A key that was there keeps what is left of its rate."""
+        found = {}
+        for row in rows:
+            old = self.by_digest.get(str(row["digest"]))
+            key = Key(str(row["name"]), str(row["digest"]), row.get("rate"))
+            found[key.digest] = old if old is not None and (old.name, old.rate) == (key.name, key.rate) else key
+        self.by_digest = found
+
+    def admit(self, authorization: str, now: float) -> str:
+        """The name of the key that a request came with; "" where none is asked for.
+
+        Raises:
+            Refused: 401 without a key that is known, 429 beyond its rate.
+        """
+        if not self.required and not self.by_digest:
+            return ""
+        scheme, _, token = authorization.partition(" ")
+        digest = self.digest_of(token.strip()) if scheme.lower() == "bearer" else ""
+        key = self.by_digest.get(digest)
+        if key is None or not hmac.compare_digest(key.digest, digest):
+            raise Refused(401, NO_KEY, "unauthorized")
+        wait_s = key.take(now)
+        if wait_s:
+            raise Refused(429, f"key {key.name!r} may ask {key.rate:g} times a second", "rate_limit", wait_s)
+        return key.name
+
+
+# --- web pages ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Origins:
+    """Which web pages may use the instance. allowed: "" for none of other hosts, an origin, or "*".
+
+    guarded: only this host can reach the instance, and no page may lend its reader's browser to others.
+    """
+
+    allowed: str = ""
+    guarded: bool = True
+
+    def check(self, request: Request, *, has_key: bool) -> None:
+        """Admit no page of another site, which would use what this host answers to nobody else. A key tells enough.
+
+        Raises:
+            Refused: 403, for a page that is not allowed.
+        """
+        origin = request.header(b"origin")
+        if self.guarded and origin and not has_key and not self.allows(origin) and not _is_local(origin):
+            raise Refused(
+                403, f"pages of {origin[:80]} may not use this instance (`--cors-origin` lets them)", "origin"
+            )
+
+    def allows(self, origin: str) -> bool:
+        """Whether the settings name it."""
+        return self.allowed in ("*", origin)
+
+    def headers(self, request: Request) -> list[Header]:
+        """What tells a browser so."""
+        origin = request.header(b"origin")
+        if not self.allowed or not origin or not self.allows(origin):
+            return []
+        told = [(b"access-control-allow-origin", b"*" if self.allowed == "*" else origin.encode("latin-1"))]
+        told += [(b"access-control-expose-headers", b"x-request-id, retry-after"), (b"vary", b"origin")]
+        if request.method == "OPTIONS":
+            told += [
+                (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
+                (b"access-control-allow-headers", CORS_HEADERS),
+                (b"access-control-max-age", b"%d" % CORS_MAX_AGE_S),
+            ]
+        return told
+
+
+def _is_local(origin: str) -> bool:
+    """A page that this host has sent itself: a name that only the host's own resolver knows cannot be another site."""
+    try:
+        host = urlsplit(origin).hostname or ""
+        return host == "localhost" or host.endswith(".localhost") or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

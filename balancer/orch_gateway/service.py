@@ -1,0 +1,66 @@
+"""Rows in, answers out: the one client of the balancer that a gateway has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from orch import AsyncClient
+
+PriorityName = Literal["high", "normal", "low"]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the rows of one HTTP request are to be run. timeout_s: None: as long as it takes."""
+
+    model: str | None = None
+    timeout_s: float | None = None
+    priority: str = "normal"
+
+
+class Service:
+    """Owns the client. Its errors are those of `orch.errors`; cancelling the caller cancels the rows."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._client = AsyncClient(endpoint)
+
+    async def one(self, row: Any, options: Options) -> Any:
+        """The answer to one row."""
+        return await self._client.request(
+            row,
+            timeout=options.timeout_s,
+            model=options.model,
+            priority=cast("PriorityName", options.priority),
+        )
+
+    async def many(self, rows: Sequence[Any], options: Options) -> list[Any]:
+        """The answers in the order of the rows. If one row fails, its error, and the others are given up."""
+        if len(rows) == 1:
+            return [await self.one(rows[0], options)]
+        calls = [asyncio.ensure_future(self.one(row, options)) for row in rows]
+        try:
+            return await asyncio.gather(*calls)
+        finally:
+            for call in calls:
+                call.cancel()
+
+    async def stream(self, row: Any, options: Options) -> AsyncGenerator[Any, None]:
+        """The parts of one answer, as they come. Closing it early gives up the rest."""
+        parts = self._client.stream(
+            row,
+            timeout=options.timeout_s,
+            model=options.model,
+            priority=cast("PriorityName", options.priority),
+        )
+        try:
+            async for part in parts:
+                yield part
+        finally:
+            await cast("AsyncGenerator[Any, None]", parts).aclose()
+
+    async def close(self) -> None:
+        """End the connection."""
+        await self._client.close()

@@ -1,0 +1,240 @@
+"""HTTP under trouble: overload, deadlines, clients that leave, gateways that die, keys, addresses that may not be."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from contextlib import closing
+from http.client import HTTPException
+from pathlib import Path
+
+from orch.errors import Exit
+from orch.http_settings import DEFAULT_HOST, DEFAULT_PORT
+from tests.process.harness import FACTOR, Instance, Place, elapse, eventually
+from tests.process.web import Web, read_all
+
+
+def gateway_pid(instance: Instance) -> int:
+    """The first gateway's process; 0 while there is none."""
+    return int(instance.status()["gateways"][0]["pid"] or 0)
+
+
+def raw_post(path: str, body: str) -> bytes:
+    """A whole request."""
+    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+def test_a_stream_is_sent_as_it_comes(place: Place) -> None:
+    """Each part at its own time, then the end; generate_stream speaks the protocol's form of it."""
+    instance = place.up("plain.py:Counter", "--set=pause=0.1", http=True)
+    with Web(instance.url) as web:
+        began, times = time.monotonic(), []
+        found = []
+        for event in web.events("/predict", 5):
+            found.append(event)
+            times.append(time.monotonic() - began)
+        assert found == [*(("", n) for n in range(5)), ("end", {})]
+        assert times[0] < times[4] - 0.2, "the first came well before the last"
+        told = web.post("/v2/models/Counter/generate_stream", {"input": 2}).body.decode().split("\n\n")
+        assert [json.loads(line.removeprefix("data: "))["output"] for line in told if line] == [0, 1]
+
+
+def test_errors_of_models_and_workers_have_their_statuses(place: Place) -> None:
+    """The model's own text, a deadline, an output that JSON cannot say, and a worker that dies each time."""
+    instance = place.up("naughty.py:Obedient", "--max-attempts=1", http=True)
+    with Web(instance.url) as web:
+        raised = web.post("/predict", ["raise", "not this one"])
+        assert (raised.status, "ValueError: not this one" in raised.error) == (500, True)
+        late = web.post("/predict", ["sleep", 1], x_request_timeout="0.2")
+        assert (late.status, late.json["code"]) == (504, "deadline")
+        died = web.post("/predict", ["kill"])
+        assert (died.status, died.json["code"]) == (503, "lost")
+        assert int(died.headers["retry-after"]) >= 1
+
+
+def test_a_full_queue_is_429_and_a_client_that_leaves_frees_its_place(place: Place) -> None:
+    """Its request is cancelled, queued or running: the queue is empty again, long before the work would be done."""
+    instance = place.up("plain.py:Sleeper", "--queue-limit=2", http=True)
+    with Web(instance.url) as web:
+        patient = []
+        while instance.queue()["queued"] < 2:
+            patient.append(web.raw(raw_post("/predict", "60")))
+            eventually(lambda: instance.queue()["queued"] + instance.queue()["outstanding"] == len(patient))
+        refused = web.post("/predict", 0)
+        assert (refused.status, refused.json["code"]) == (429, "overloaded")
+        assert int(refused.headers["retry-after"]) >= 1
+        for each in patient:
+            each.close()
+        eventually(lambda: instance.queue()["queued"] == 0)
+        assert instance.kill("r0")  # it sleeps for a minute, for nobody
+        assert web.post("/predict", 0, x_request_timeout="20").json == 0
+
+
+def test_a_gateway_that_dies_under_load_loses_its_connections_only(place: Place) -> None:
+    """Other requests go on, no new connection is refused, and the same address answers again at once."""
+    instance = place.up("plain.py:Steady", "--gateways=2", "--set=seconds=0.002", http=True)
+    url, stop = instance.url, threading.Event()
+    answered, broken, refused, wrong = [0], [0], [0], list[str]()
+
+    def load() -> None:
+        number = 0
+        while not stop.is_set():
+            with Web(url) as web:
+                try:
+                    while not stop.is_set():
+                        number += 1
+                        answer = web.post("/predict", ["me", number])
+                        if answer.status != 200 or answer.json != ["answer", "me", number]:
+                            wrong.append(f"{answer}")
+                        answered[0] += 1
+                except ConnectionRefusedError:
+                    refused[0] += 1
+                except TimeoutError:
+                    wrong.append("a time-out")
+                except (ConnectionError, HTTPException):
+                    broken[0] += 1
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: answered[0] > 100)
+    old = gateway_pid(instance)
+    os.kill(old, signal.SIGKILL)
+    eventually(lambda: gateway_pid(instance) not in (0, old), within=10)
+    seen = answered[0]
+    eventually(lambda: answered[0] > seen + 100)
+    stop.set()
+    for thread in threads:
+        thread.join(10 * FACTOR)
+    assert (refused[0], wrong) == (0, [])
+    assert broken[0] <= 4, "at most what was under way on its connections"
+    assert instance.status()["gateways"][0]["restarts"] == 1
+
+
+def test_what_was_accepted_is_answered_before_it_stops(place: Place) -> None:
+    """New requests get 503 meanwhile."""
+    instance = place.up("plain.py:Sleeper", http=True)
+    with Web(instance.url) as web, Web(instance.url) as late:
+        accepted = web.raw(raw_post("/predict", "1.0"))
+        eventually(lambda: instance.queue()["outstanding"] == 1)
+        assert late.get("/v2/health/ready").status == 200
+        instance.send(signal.SIGTERM)
+        instance.await_output("finishing what is accepted")
+        eventually(lambda: late.get("/readyz").status == 503)
+        assert late.post("/predict", 0).status == 503
+        assert read_all(accepted).endswith(b"\r\n\r\n1.0")
+    assert instance.wait() == Exit.OK
+
+
+def test_before_the_first_replica_it_says_503(place: Place) -> None:
+    """The gateway is there at once, and tells what is missing."""
+    with closing(socket.socket()) as taken:
+        taken.bind((DEFAULT_HOST, 0))
+        port = taken.getsockname()[1]
+    place.up("naughty.py:CannotLoad", "--set=how=hang", f"--http={DEFAULT_HOST}:{port}", wait=False)
+
+    def answer() -> int:
+        try:
+            with Web(f"http://{DEFAULT_HOST}:{port}") as web:
+                return web.post("/predict", 1).status
+        except ConnectionRefusedError:
+            return 0
+
+    assert eventually(answer, within=10) == 503
+    with Web(f"http://{DEFAULT_HOST}:{port}") as web:
+        assert "starting" in web.get("/readyz").error
+        assert web.get("/healthz").status == 200
+
+
+def test_slow_and_idle_clients_take_nothing_from_others(place: Place) -> None:
+    """Heads that never end, bodies that trickle, readers that do not read: the next request is served in time."""
+    instance = place.up("plain.py:Echo", "--http-keep-alive=1s", "--http-max-connections=150", http=True)
+    with Web(instance.url) as web:
+        idle = [web.raw(b"") for _ in range(60)]
+        slow = [web.raw(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nx") for _ in range(60)]
+        began = time.monotonic()
+        assert web.post("/predict", 1).json == 1
+        assert time.monotonic() - began < 1 * FACTOR
+        assert read_all(idle[0]) == b"", "it was idle for too long"
+        more = [web.raw(b"") for _ in range(150)]
+        assert read_all(more[-1]).startswith(b"HTTP/1.1 503")
+        for each in (*idle, *slow, *more):
+            each.close()
+
+
+def test_keys_let_in_who_has_one_and_nobody_faster_than_its_rate(place: Place) -> None:
+    """A key works as soon as it is made, and no longer once it is removed; health is for everybody."""
+    instance = place.up("plain.py:Echo", http=True)
+    with Web(instance.url) as web:
+        assert web.post("/predict", 1).status == 200
+        token = place.orch("keys", "add", "app", "--rate=2").out.strip()
+        eventually(lambda: web.post("/predict", 1).status == 401)
+        assert "Bearer" in web.post("/predict", 1, authorization="Bearer wrong").error
+        assert web.get("/healthz").status == 200
+        statuses = [web.post("/predict", 1, authorization=f"Bearer {token}").status for _ in range(4)]
+        assert (statuses[0], statuses[-1]) == (200, 429)
+        assert token not in (place.state / "default" / "keys.json").read_text()
+        assert "app  2 a second" in place.orch("keys", "list").out
+        assert place.orch("keys", "remove", "app").code == Exit.OK
+        eventually(lambda: web.post("/predict", 1).status == 200)
+
+
+def test_other_machines_are_let_in_with_keys_only(place: Place) -> None:
+    """Or if the user insists; the refusal says how."""
+    refused = place.orch("up", str(Path(__file__).parent / "models/plain.py:Echo"), "--http=0.0.0.0:0")
+    assert refused.code == Exit.BAD_CONFIG
+    assert "orch keys add" in refused.error_line()
+    assert "--insecure" in refused.error_line()
+    instance = place.up("plain.py:Echo", "--http=0.0.0.0:0", "--insecure")
+    with Web(instance.url) as web:
+        assert web.post("/predict", 1).json == 1
+    assert instance.stop() == Exit.OK
+    place.orch("keys", "add", "app")
+    instance = place.up("plain.py:Echo", "--http=0.0.0.0:0", name="default")
+    with Web(instance.url) as web:
+        assert web.post("/predict", 1).status == 401
+        place.orch("keys", "remove", "app")
+        elapse(1.5)
+        assert web.post("/predict", 1).status == 401, "without any key nobody is let in"
+
+
+def test_an_address_that_is_taken_is_told_and_the_default_moves_on(place: Place) -> None:
+    """Asked for, it is an error; the default is a wish."""
+    with closing(socket.socket()) as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind((DEFAULT_HOST, DEFAULT_PORT))
+            taken.listen()
+        except OSError:
+            pass  # somebody has it already, which is as good
+        target = str(Path(__file__).parent / "models/plain.py:Echo")
+        refused = place.orch("up", target, f"--http={DEFAULT_HOST}:{DEFAULT_PORT}")
+        assert (refused.code, str(DEFAULT_PORT) in refused.error_line()) == (Exit.ADDRESS_IN_USE, True)
+        instance = place.up("plain.py:Echo", "--http=auto")
+        assert f"port {DEFAULT_PORT} is taken" in instance.output()
+        with Web(instance.url) as web:
+            assert web.post("/predict", 1).json == 1
+
+
+def test_https_with_a_certificate(place: Place) -> None:
+    """As a browser would see it, and without one it is no HTTPS."""
+    certificate, key = place.base / "cert.pem", place.base / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "1",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    instance = place.up("plain.py:Echo", f"--tls-cert={certificate}", f"--tls-key={key}", http=True)
+    context = ssl.create_default_context(cafile=str(certificate))
+    plain = socket.create_connection(Web(instance.url).address, 10)
+    connection = context.wrap_socket(plain, server_hostname="127.0.0.1")
+    connection.sendall(raw_post("/predict", "1").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+    found = read_all(connection)
+    assert found.endswith(b"\r\n\r\n1")
+    assert instance.url.startswith("https://")
