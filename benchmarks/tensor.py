@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from echo import cpu_s, summary
+import psutil
 
 from orch import Client
 from orch.supervising import control
@@ -80,9 +80,9 @@ def an_instance(folder: Path, name: str, function: str, *options: str) -> Iterat
     """Two replicas, and a client."""
     model = folder / "tensor_model.py"
     model.write_text(MODEL)
-    command = [sys.executable, "-P", "-m", "orch_cli", "up", f"{model}:{function}", f"--name={name}", *options]
+    command = [sys.executable, "-P", "-m", "orch_cli", "up", f"{model}:{function}", f"--name={name}", "--no-http"]
     with (folder / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen([*command, "--replicas=2", "--device=cpu"], stderr=log)
+        process = subprocess.Popen([*command, "--replicas=2", "--device=cpu", *options], stderr=log)
     try:
         deadline = time.monotonic() + 30
         while not is_ready(name):
@@ -94,6 +94,24 @@ def an_instance(folder: Path, name: str, function: str, *options: str) -> Iterat
     finally:
         process.terminate()
         process.wait(30)
+
+
+def summary(latencies: list[float], took_s: float) -> dict[str, float]:
+    """Requests per second, and milliseconds."""
+    ordered = sorted(latencies)
+    return {
+        "rps": len(ordered) / took_s,
+        "p50": ordered[len(ordered) // 2] * 1e3,
+        "p99": ordered[int(len(ordered) * 0.99)] * 1e3,
+        "n": len(ordered),
+    }
+
+
+def cpu_s(root: int) -> float:
+    """User and system time of a process and all its descendants."""
+    processes = [psutil.Process(root), *psutil.Process(root).children(recursive=True)]
+    times = [process.cpu_times() for process in processes]
+    return sum(each.user + each.system for each in times)
 
 
 def is_ready(name: str) -> bool:

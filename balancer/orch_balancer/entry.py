@@ -32,6 +32,7 @@ class Session:
 
     id: bytes
     route: Any
+    limit: int = 0  # requests it may have here at one time
     entries: dict[int, Entry] = field(default_factory=dict)
     maps: bool = False
 

@@ -33,7 +33,7 @@ class Front:
         self._router = router
         self._back = back
         self._watch = watch
-        self._welcome = Record(Kind.WELCOME, body=wire.write_map(**welcome))
+        self._welcome = welcome
         self.outlet = outlet
         self._sessions: dict[Route, Session] = {}
         self._sessions_of: dict[int, set[bytes]] = {}  # session ids by pid
@@ -84,7 +84,8 @@ class Front:
         peer = route.peer
         if peer is not None and peer.uid != os.getuid():
             raise RemoteProtocolError(f"a client of uid {peer.uid}; this instance serves uid {os.getuid()}")
-        session_id = wire.read_map(first.body, wire.HELLO_FIELDS)["session"]
+        hello = wire.read_map(first.body, wire.HELLO_FIELDS)
+        session_id = hello["session"]
         if len(session_id) != wire.SESSION_BYTES:
             raise RemoteProtocolError(f"a session of {len(session_id)} bytes; it has {wire.SESSION_BYTES}")
         known = self._router.sessions.get(session_id)
@@ -92,7 +93,7 @@ class Front:
             self._sessions.pop(known.route, None)
             self.outlet.drop(known.route)
             known.route.close()
-        session = self._router.hello(session_id, route)
+        session = self._router.hello(session_id, route, hello["window"])
         session.maps = False
         self._router.leases.forget(session_id)  # it has begun anew, and uses nothing that it had
         self._sessions[route] = session
@@ -103,8 +104,12 @@ class Front:
             if not self._watch.watch_process(peer.pid, self._client_died):
                 self._client_died(peer.pid)
                 return
-        self.outlet.put(route, self._welcome)
+        self._welcomes(session)
         self._serve(session, others)
+
+    def _welcomes(self, session: Session) -> None:
+        body = wire.write_map(**{**self._welcome, "window": session.limit})
+        self.outlet.put(session.route, Record(Kind.WELCOME, body=body))
 
     def _serve(self, session: Session, records: Sequence[Received]) -> None:
         requests: list[Received] = []
@@ -131,7 +136,7 @@ class Front:
                 session.route.close()
                 return
             elif kind == Kind.HELLO:
-                self.outlet.put(session.route, self._welcome)
+                self._welcomes(session)
             else:
                 raise RemoteProtocolError(f"a client sent kind {Kind(kind).name}")
         self._admit(session, requests)

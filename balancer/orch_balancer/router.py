@@ -123,12 +123,16 @@ class Router:
 
     # --- clients -------------------------------------------------------------------------------------------------
 
-    def hello(self, session_id: bytes, route: Any) -> Session:
-        """A client connected, or came back on another route: what it has here stays its own."""
+    def hello(self, session_id: bytes, route: Any, window: int = 0) -> Session:
+        """A client connected, or came back on another route: what it has here stays its own.
+
+        window: requests that it would have here at one time, at most as many as may be queued in all.
+        """
         session = self.sessions.get(session_id)
         if session is None:
             session = self.sessions[session_id] = Session(session_id, route)
         session.route = route
+        session.limit = max(self.limits.per_client, min(window, self.limits.queue))
         return session
 
     def leave(self, session: Session) -> list[Entry]:
@@ -147,7 +151,7 @@ class Router:
         taken: list[Entry] = []  # of one model and one priority, not queued yet
         ours, limits = session.entries, self.limits
         num = len(requests)
-        has_room = self.admitting and len(ours) + num <= limits.per_client and self.num_queued + num <= limits.queue
+        has_room = self.admitting and len(ours) + num <= session.limit and self.num_queued + num <= limits.queue
         try:
             for request in requests:
                 _, flags, priority, _, model, request_id, _, deadline_ns, rows, raw, frames = request
@@ -352,12 +356,12 @@ class Router:
                         f"at {speed.rows_per_s:.3g} rows/s"
                     ),
                 )
-        allowed = self.limits.per_client * (RESEND_FACTOR if resent else 1)
+        allowed = session.limit * (RESEND_FACTOR if resent else 1)
         if len(session.entries) >= allowed:
             return self._refuse(
                 request,
                 errors.Overloaded(
-                    f"this client has {len(session.entries)} requests here; the limit is {self.limits.per_client} "
+                    f"this client has {len(session.entries)} requests here; the limit is {session.limit} "
                     "(--client-queue-limit)",
                     self._retry_after_s(pool),
                 ),

@@ -97,4 +97,4 @@ def _shape(value: Any, tensor: Tensor) -> tuple[int, ...]:
     """Of a row: a single value fills a tensor of one element, whatever its dimensions."""
     if not isinstance(value, list) and all(size in (1, ANY) for size in tensor.shape):
         return (1,) * len(tensor.shape)
-    return shape_of(value)
+    return shape_of(value, tensor.shape)

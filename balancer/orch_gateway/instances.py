@@ -111,10 +111,11 @@ def _row(value: Any, inputs: Sequence[Tensor]) -> dict[str, Any]:
 
 def _array(value: Any, tensor: Tensor) -> Any:
     if tensor.datatype == "BYTES":
-        found, shape = _as_bytes(value), shape_of(value)
+        found, shape = _as_bytes(value), shape_of(value, tensor.shape)
     else:
         found = _numbers(value, tensor)
-        shape = found.shape
+        shape = found.shape if found.size else shape_of(value, tensor.shape)
+        found = found.reshape(shape)
     if not fits(shape, tensor.shape):
         raise BadRequest(f"{tensor.name} has the shape {list(shape)}; the model takes {list(tensor.shape)}")
     return _narrowed(found) if tensor.datatype == "BF16" else found

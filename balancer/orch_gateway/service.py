@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 from orch import AsyncClient
 
+MANY = 1 << 20
 PriorityName = Literal["high", "normal", "low"]
 
 
@@ -25,7 +26,8 @@ class Service:
     """Owns the client. Its errors are those of `orch.errors`; cancelling the caller cancels the rows."""
 
     def __init__(self, endpoint: str) -> None:
-        self._client = AsyncClient(endpoint)
+        # Every HTTP client's requests are this one's: who waits, waits in the balancer.
+        self._client = AsyncClient(endpoint, window=MANY)
 
     async def one(self, row: Any, options: Options) -> Any:
         """The answer to one row."""

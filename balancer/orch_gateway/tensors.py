@@ -126,7 +126,7 @@ def from_result(value: Any, datatype: str, shape: Shape) -> tuple[Shape, Element
     if isinstance(value, (RawTensor, np.ndarray, np.generic)):
         found_shape, elements = _from_array(value, datatype)
     else:
-        found_shape = shape_of(value)
+        found_shape = shape_of(value, shape)
         flat = _flat([value], (1, *found_shape))
         if datatype == "BYTES":
             elements = _bytes(flat)
@@ -167,12 +167,17 @@ def fits(shape: Shape, declared: Shape) -> bool:
     return len(shape) == len(declared) and all(want in (ANY, size) for size, want in zip(shape, declared, strict=True))
 
 
-def shape_of(value: Any) -> Shape:
-    """The shape that nested lists seem to have: that of the first list at each depth."""
+def shape_of(value: Any, declared: Shape = ()) -> Shape:
+    """The shape that nested lists seem to have: that of the first list at each depth.
+
+    An empty list does not say what its elements would be: there the sizes are the declared ones, and 0 for any.
+    """
     shape: list[int] = []
     while isinstance(value, (list, tuple)) and len(shape) <= MAX_DIMENSIONS:
         shape.append(len(value))
         value = value[0] if value else None
+    if shape and not shape[-1]:
+        shape += (max(0, size) for size in declared[len(shape) :])
     return tuple(shape)
 
 

@@ -140,7 +140,7 @@ class Instance:
 @contextlib.contextmanager
 def serve(base: Path, target: str, *options: str, name: str = "bench") -> Iterator[Instance]:
     """`orch up`, and its end: SIGTERM, which has to be answered with exit code 0."""
-    command = [sys.executable, "-P", "-m", "orch_cli", "up", target, "--name", name, *options]
+    command = [sys.executable, "-P", "-m", "orch_cli", "up", target, "--name", name, "--no-http", *options]
     printed = base / f"{name}.out"
     with printed.open("wb") as out:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)

@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.peers.workloads import ECHO_BODY, TENSOR_SHAPE
 from numpy.typing import NDArray
 
-BYTES, TRITON = "bytes", "triton"
+BYTES, RAW, TRITON = "bytes", "raw", "triton"
 
 
 def tensor() -> NDArray[np.float32]:
@@ -28,10 +28,15 @@ def answer_bytes_of(workload: str) -> int:
 
 
 def wrapped(form: str, body: bytes) -> tuple[dict[str, str], bytes]:
-    """Headers and body: the bytes as they are, or as the binary tensor "x" of the Open Inference Protocol."""
+    """Headers and body: the bytes as they are, or as the binary tensor "x" of the Open Inference Protocol.
+
+    RAW: its raw binary request, which is the bytes of a model's one input, under a header that says so.
+    """
     headers = {"Content-Type": "application/octet-stream"}
     if form == BYTES:
         return headers, body
+    if form == RAW:
+        return {**headers, "Inference-Header-Content-Length": "0"}, body
     size = {"binary_data_size": len(body)}
     x: dict[str, Any] = {"name": "x", "shape": [1, len(body)], "datatype": "UINT8", "parameters": size}
     head = json.dumps({"inputs": [x], "parameters": {"binary_data_output": True}}).encode()

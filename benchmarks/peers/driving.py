@@ -118,7 +118,7 @@ class Clients:
 
     def _wrk(self, point: Point, seconds: int) -> tuple[Sample, float]:
         used_s = _children_s()
-        headers, body = wrapped(self.server.row.form, body_of(self.server.workload))
+        headers, body = wrapped(self.server.environ["BENCH_FORM"], body_of(self.server.workload))
         path = self.server.folder / "body"
         path.write_bytes(body)
         environ = {"BENCH_BODY": str(path), "BENCH_HEADERS": "\n".join(f"{k}: {v}" for k, v in headers.items())}
@@ -130,7 +130,7 @@ class Clients:
 
     def _start_wrk(self, environ: dict[str, str], point: Point, seconds: int) -> subprocess.Popen[str]:
         words = ["wrk", "-t1", f"-c{point.outstanding}", f"-d{seconds}s", "--timeout", f"{WRK_TIMEOUT_S}s"]
-        url = f"http://127.0.0.1:{self.server.port}{self.server.row.path}"
+        url = f"http://127.0.0.1:{self.server.port}{self.server.environ['BENCH_PATH']}"
         return subprocess.Popen(
             [*words, "-s", str(ROOT / "benchmarks/peers/clients/wrk.lua"), url],
             env={**self.server.environ, **environ},

@@ -8,7 +8,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from benchmarks.peers.figures import median
-from benchmarks.peers.rows import BY_NAME
+from benchmarks.peers.rows import BY_NAME, ORCHS
 from benchmarks.peers.workloads import POINTS, ideal
 
 WIDTH, COLUMNS, MARGIN = 460, 2, 16
@@ -70,7 +70,7 @@ def _panel(panel: Panel, by_row: Mapping[str, Any]) -> tuple[int, str]:
     drawn = [f'<text y="14" font-weight="bold">{escape(panel.title)}</text>']
     for i, (name, value) in enumerate(bars.items()):
         y, length = HEAD - 14 + i * LINE, room * min(1.0, value / longest)
-        weight = ' font-weight="bold"' if name == "orch" else ""
+        weight = ' font-weight="bold"' if name in ORCHS else ""
         drawn.append(f'<text x="{NAME_WIDTH - 6}" y="{y + 11}" text-anchor="end"{weight}>{escape(name)}</text>')
         drawn.append(f'<rect x="{NAME_WIDTH}" y="{y}" width="{length:.1f}" height="13" fill="{_colour(name)}"/>')
         cut = "&#8811; " if value > longest else ""
@@ -86,7 +86,7 @@ def _ideal(panel: Panel) -> float | None:
 
 
 def _colour(name: str) -> str:
-    if name == "orch":
+    if name in ORCHS:
         return ORCH
     return PEER if name in BY_NAME and BY_NAME[name].is_peer else FLOOR
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.peers.figures import medians, ratio
 from benchmarks.peers.plot import svg
+from benchmarks.peers.rows import ORCHS
 from benchmarks.peers.targets import verdicts
 from benchmarks.peers.workloads import KILL, POINTS, Point, ideal
 
@@ -66,23 +67,25 @@ def _measured_on(results: Mapping[str, Any]) -> str:
 def _point(point: Point, by_row: Mapping[str, Rows]) -> str:
     heads = [
         "server", "requests/s (min-max)", "p50 ms", "p99 ms", "errors", "server us", "client cores", "elsewhere",
-        "orch / it: requests/s", "p50", "server us",
+        "orch / it: requests/s", "p50", "server us", "orch_http / it: requests/s",
     ]  # fmt: skip
     lines = []
     best = ideal(point)
     if best is not None:
         time_ms = f"{best.time_s * 1e3:.1f}"
-        lines.append(["*ideal*", f"{best.rps:.0f}", time_ms, time_ms, *[""] * 7])
-    ours = by_row.get("orch", [])
+        lines.append(["*ideal*", f"{best.rps:.0f}", time_ms, time_ms, *[""] * 8])
+    ours, gateways = by_row.get("orch", []), by_row.get("orch_http", [])
     for name, rows in by_row.items():
         found = medians(rows)
         speeds = [row["rps"] for row in rows]
-        ratios = ["", "", ""]
+        ratios = ["", "", "", ""]
         if ours and name != "orch":
-            ratios = [_figure(ratio(ours, rows, figure), ".2f") for figure in ("rps", "p50_ms", "server_us")]
+            ratios[:3] = [_figure(ratio(ours, rows, figure), ".2f") for figure in ("rps", "p50_ms", "server_us")]
+        if gateways and name not in ORCHS:
+            ratios[3] = _figure(ratio(gateways, rows, "rps"), ".2f")
         lines.append(
             [
-                f"**{name}**" if name == "orch" else name,
+                f"**{name}**" if name in ORCHS else name,
                 f"{found['rps']:.0f} ({min(speeds):.0f}-{max(speeds):.0f})",
                 _figure(found["p50_ms"], ".3g"),
                 _figure(found["p99_ms"], ".3g"),
@@ -110,7 +113,7 @@ def _kills(by_row: Mapping[str, Rows]) -> str:
         found = medians(rows)
         lines.append(
             [
-                f"**{name}**" if name == "orch" else name,
+                f"**{name}**" if name in ORCHS else name,
                 _figure(found["before_rps"], ".0f"),
                 ", ".join(f"{row['lost']:.0f}" for row in rows),
                 _each(rows, "new_worker_s"),

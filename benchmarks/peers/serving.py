@@ -38,6 +38,7 @@ class Server:
         self.folder = Path(tempfile.mkdtemp(prefix="ob"))
         self.port = _free_port()
         self._output = (self.folder / "output").open("wb")
+        path, form = row.asked(workload)
         self.environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith("ORCH_")},
             "PATH": f"{python.parent}:{os.environ.get('PATH', os.defpath)}",
@@ -47,8 +48,9 @@ class Server:
             "BENCH_FOLDER": str(self.folder),
             "BENCH_FRONT": f"tcp://127.0.0.1:{self.port}" if row.front == "tcp" else f"ipc://{self.folder}/front",
             "BENCH_BATCHED": "1" if row.batched or workload == "batch" else "",
-            "BENCH_PATH": row.path,
-            "BENCH_FORM": row.form,
+            "BENCH_PATH": path,
+            "BENCH_FORM": form,
+            "BENCH_GATEWAYS": str(row.gateways),
             "ORCH_RUNTIME_DIR": str(self.folder / "r"),
             "ORCH_STATE_DIR": str(self.folder / "s"),
         }

@@ -16,23 +16,26 @@ IDEAL = "the ideal"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """At a point, orch's figure / that of `against` is to be at least, or at most, `bound`."""
+    """At a point, the figure of one of orch's rows / that of `against` is to be at least, or at most, `bound`."""
 
     point: str
     figure: str
     against: str
     bound: float
     at_least: bool = False
+    row: str = "orch"
 
     @property
     def text(self) -> str:
         """In a few words."""
         names = {"rps": "requests/s", "p50_ms": "p50", "p99_ms": "p99", "server_us": "server CPU"}
         sign = ">=" if self.at_least else "<="
-        return f"{self.point}: {names[self.figure]} {sign} {self.bound:g} x {self.against}"
+        of = "" if self.row == "orch" else f"{self.row}'s "
+        return f"{self.point}: {of}{names[self.figure]} {sign} {self.bound:g} x {self.against}"
 
 
 TARGETS = (
+    # Through the SDK.
     Target("echo-64", "rps", "nginx_uvicorn", 2.0, at_least=True),
     Target("echo-64", "rps", "mosec", 2.5, at_least=True),
     Target("echo-64", "rps", "zmq_proxy", 1.0, at_least=True),
@@ -44,12 +47,19 @@ TARGETS = (
     Target("batch-256", "rps", IDEAL, 0.97, at_least=True),
     Target("batch-256", "p99_ms", IDEAL, 1.2),
     Target("batch-16", "p50_ms", BEST_PEER, 0.75),
+    # Over HTTP.
+    *(
+        Target(point, "rps", against, bound, at_least=True, row=row)
+        for row in ("orch_http", "orch_http2")
+        for against, bound in (("mosec", 1.0), ("litserve", 8.0))
+        for point in ("echo-64", "tensor-16")
+    ),
 )
 
 
 def reached(target: Target, points: Mapping[str, Mapping[str, Any]]) -> float | None:
     """The factor that was measured; None: not measured."""
-    ours = points.get(target.point, {}).get("orch")
+    ours = points.get(target.point, {}).get(target.row)
     if not ours:
         return None
     if target.against == IDEAL:
@@ -62,7 +72,7 @@ def reached(target: Target, points: Mapping[str, Mapping[str, Any]]) -> float | 
         factors = [ratio(ours, rows, target.figure) for name, rows in points[target.point].items() if name in PEERS]
         there = [factor for factor in factors if factor is not None]
         return max(there, default=None)
-    theirs = points.get(target.against, {}).get("orch") or points[target.point].get(target.against)
+    theirs = points.get(target.against, {}).get(target.row) or points[target.point].get(target.against)
     return ratio(ours, theirs, target.figure) if theirs else None
 
 

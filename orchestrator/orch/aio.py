@@ -1,4 +1,7 @@
-"""`AsyncClient`: the client for asyncio. A coat over `Client`, whose thread does the input and output."""
+"""`AsyncClient`: the client for asyncio, a coat over `Client`.
+
+On one host the event loop itself drives the connection; over ZeroMQ, `Client`'s thread does the input and output.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Self
 
+from orch import wire
 from orch.client import (
     CONNECT_S,
     MAP_RETRIES,
@@ -18,29 +22,46 @@ from orch.client import (
     refused,
 )
 from orch.errors import Overloaded
+from orch.looped import LoopDriver
 from orch.progress import progress_bar
+
+
+class _LoopClient(Client):
+    """Driven by the event loop."""
+
+    _driven_by = LoopDriver
 
 
 class AsyncClient:
     """Like `Client`, with coroutines: `async with AsyncClient() as client: await client.request(...)`.
 
-    It connects on entering the block, or with the first call. The same ownership of arrays holds: an array belongs to
-    orch until its call is done.
+    It connects on entering the block, or with the first call, and belongs to the event loop that runs then. The same
+    ownership of arrays holds: an array belongs to orch until its call is done.
     """
 
     def __init__(
-        self, endpoint: str | None = None, *, name: str | None = None, connect_timeout: float = CONNECT_S
+        self,
+        endpoint: str | None = None,
+        *,
+        name: str | None = None,
+        connect_timeout: float = CONNECT_S,
+        window: int = 0,
     ) -> None:
-        self._arguments = (endpoint, name, connect_timeout)
+        self._endpoint = endpoint
+        self._options: dict[str, Any] = {"name": name, "connect_timeout": connect_timeout, "window": window}
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
+        self._is_looped = endpoint is None or endpoint.startswith("unix:")
 
     async def _connected(self) -> Client:
         if self._client is None:
             async with self._connecting:
                 if self._client is None:
-                    endpoint, name, connect_timeout = self._arguments
-                    self._client = await asyncio.to_thread(Client, endpoint, name=name, connect_timeout=connect_timeout)
+                    kind = _LoopClient if self._is_looped else Client
+                    client = await asyncio.to_thread(kind, self._endpoint, **self._options)
+                    if isinstance(client._driver, LoopDriver):  # noqa: SLF001  its other half
+                        client._driver.attach()  # noqa: SLF001
+                    self._client = client
         return self._client
 
     async def request(
@@ -51,11 +72,30 @@ class AsyncClient:
         model: str | None = None,
         priority: PriorityName = "normal",
         retry: bool = True,
+        on_times: Callable[[float, float], None] | None = None,
     ) -> Any:
-        """Run one input. Cancelling the awaiting task cancels the request."""
-        client = await self._connected()
-        future = client.submit(payload, timeout=timeout, model=model, priority=priority, retry=retry)
-        return await asyncio.wrap_future(future)
+        """Run one input. Cancelling the awaiting task cancels the request.
+
+        on_times: called, before the output is returned, with the seconds that it waited at its worker for its batch,
+        and that its batch took.
+        """
+        client = self._client or await self._connected()
+        options = (timeout, model, priority, retry)
+        if not self._is_looped:
+            future = client._submit(payload, options)  # noqa: SLF001  its other half, here and below
+            call = future.call
+            output = await asyncio.wrap_future(future)
+        else:
+            answer = _Answer()
+            call = client._start(payload, answer.settle, options)  # noqa: SLF001
+            try:
+                output = await answer.future
+            except asyncio.CancelledError:
+                client._driver.cancel(call)  # noqa: SLF001
+                raise
+        if on_times is not None and call is not None:
+            on_times(*wire.read_times(call.times))
+        return output
 
     def map(
         self,
@@ -141,7 +181,11 @@ class AsyncClient:
 
     async def close(self) -> None:
         """End the connection; calls that are not answered yet end in `Closed`."""
-        if self._client is not None:
+        if self._client is None:
+            return
+        if self._is_looped:
+            self._client.close()
+        else:
             await asyncio.to_thread(self._client.close)
 
     async def __aenter__(self) -> Self:
@@ -150,6 +194,23 @@ class AsyncClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+class _Answer:
+    """What a coroutine waits for, settled in its own loop."""
+
+    __slots__ = ("future",)
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def settle(self, value: Any, error: BaseException | None) -> None:
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(value)
+        else:
+            self.future.set_exception(error)
 
 
 class _AsyncParts:

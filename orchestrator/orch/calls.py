@@ -31,7 +31,7 @@ class Call:
 
     __slots__ = (
         "body", "chunk", "deadline", "deadline_ns", "done", "flags", "frames", "got_parts", "model", "num_bytes",
-        "on_part", "priority", "request_id", "resends", "sent", "settle",
+        "on_part", "priority", "request_id", "resends", "sent", "settle", "times",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +61,7 @@ class Call:
         self.got_parts = False
         self.resends = 0
         self.done = False
+        self.times = 0  # how its batch went, as `wire.pack_times` says
 
     def finish(self, value: Any, error: BaseException | None) -> None:
         """The final answer; a second one is ignored."""
@@ -163,7 +164,7 @@ class Calls:
         Raises:
             RemoteProtocolError: the record is no answer.
         """
-        kind, flags, _, _, _, request_id, _, _, _, body, frames = record
+        kind, flags, _, _, _, request_id, _, times, _, body, frames = record
         if kind not in ANSWERS:
             raise RemoteProtocolError(f"the balancer sent kind {kind} for a request")
         if kind == PART:
@@ -180,6 +181,7 @@ class Calls:
             call.chunk = None
         try:
             if kind == RESULT:
+                call.times = times
                 whole = self.loans.take(record) if flags or frames else (body,)
                 call.finish(payload.decode(*whole), None)
             elif kind == END:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 from orch import payload as payloads
 from orch import runtime
@@ -49,6 +49,8 @@ class Client:
     endpoint: "unix:///path", "ipc:///path" or "tcp://host:port"; None: find the instance `name` on this host.
     name: None: $ORCH_NAME, as for every command, else "default".
     connect_timeout: seconds until an instance that does not answer counts as not running.
+    window: requests under way at one time, of which the instance grants as many as it queues in all; those behind them
+        wait here. 0: its --client-queue-limit. For one who speaks for many, as a web server does.
 
     Raises:
         NotRunning: nothing answers there.
@@ -60,14 +62,21 @@ class Client:
     copy; `submit(..., copy=True)` takes a snapshot. `request` is always safe: it blocks.
     """
 
+    _driven_by: ClassVar[type[Driver]] = Driver
+
     def __init__(
-        self, endpoint: str | None = None, *, name: str | None = None, connect_timeout: float = CONNECT_S
+        self,
+        endpoint: str | None = None,
+        *,
+        name: str | None = None,
+        connect_timeout: float = CONNECT_S,
+        window: int = 0,
     ) -> None:
         name = name or os.environ.get("ORCH_NAME") or "default"
         self._ids = itertools.count(1)
         given = None if endpoint is None else check_endpoint(endpoint)
         # The driver's thread, and so the driver, must not refer to this object.
-        self._own(Driver(lambda: given or runtime.front_endpoint(runtime.find(name)), connect_timeout))
+        self._own(self._driven_by(lambda: given or runtime.front_endpoint(runtime.find(name)), connect_timeout, window))
         _clients.add(self)
 
     # --- what users call -----------------------------------------------------------------------------------------
@@ -243,6 +252,12 @@ class Client:
         reading = Reading(self, driver, call)
         driver.submit(call)
         return reading
+
+    def _start(self, payload: Any, settle: Callable[[Any, BaseException | None], None], options: Options) -> Call:
+        driver = self._open_driver()
+        call = self._make(payload, settle, options)
+        driver.submit(call)
+        return call
 
     def _submit(self, payload: Any, options: Options, *, copy: bool = False) -> CallFuture:
         driver = self._driver if not self._driver.closed else self._open_driver()

@@ -51,12 +51,13 @@ class Connection(Protocol):
         """In a forked child: let go, without a word, of what is the parent's."""
 
 
-def connect(endpoint: str, wake_fd: int) -> Connection:
+def connect(endpoint: str, wake_fd: int, window: int) -> Connection:
     """A connection that looks for the balancer until it is closed.
 
-    wake_fd: an eventfd that interrupts `wait`; it is its owner's, who closes it after this. Raises OSError.
+    wake_fd: an eventfd that interrupts `wait`; it is its owner's, who closes it after this. window: requests that it
+    would have under way at one time; 0: as many as the balancer gives everyone. Raises OSError.
     """
-    body = wire.write_map(session=secrets.token_bytes(wire.SESSION_BYTES), sdk=__version__)
+    body = wire.write_map(session=secrets.token_bytes(wire.SESSION_BYTES), sdk=__version__, window=window)
     hello = Record(Kind.HELLO, body=body)
     if endpoint.startswith("unix://"):
         return LocalConnection(endpoint, wake_fd, hello)

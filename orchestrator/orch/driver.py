@@ -44,14 +44,17 @@ class Refused(Exception):
 class Driver:
     """Owns the connection and the unanswered calls of one client in one process.
 
-    find: the endpoint to connect to, asked when it is time to; raises NotRunning.
+    find: the endpoint to connect to, asked when it is time to; raises NotRunning. window: as of `connection.connect`.
 
     Raises:
         NotRunning: nothing answers within `connect_timeout` seconds.
     """
 
-    def __init__(self, find: Callable[[], str], connect_timeout: float, limits: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, find: Callable[[], str], connect_timeout: float, window: int, limits: dict[str, Any] | None = None
+    ) -> None:
         self._find = find
+        self._window = window
         self._connect_timeout = connect_timeout
         self._drive = threading.Lock()
         self._thread_lock = threading.Lock()
@@ -168,7 +171,7 @@ class Driver:
         self.closed = self.abandoned = True
         if self._connection is not None:
             self._connection.abandon()
-        return Driver(self._find, self._connect_timeout, self.limits)
+        return Driver(self._find, self._connect_timeout, self._window, self.limits)
 
     # --- driving -------------------------------------------------------------------------------------------------
 
@@ -363,7 +366,7 @@ class Driver:
         """Find the instance and shake hands. The drive lock is held."""
         endpoint = self._find()
         try:
-            connection = self._connection = connections.connect(endpoint, self._wake_fd)
+            connection = self._connection = connections.connect(endpoint, self._wake_fd, self._window)
         except (OSError, zmq.ZMQError) as err:
             raise OrchError(f"no connection to {endpoint} can be opened: {err}") from err
         deadline = time.monotonic() + self._connect_timeout

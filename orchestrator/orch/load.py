@@ -141,7 +141,7 @@ def _connect(endpoint: str, samples: Sequence[Encoded], outstanding: int, cleanu
     flows: list[_Flow] = []
     left = outstanding
     while left > 0 and len(flows) < MAX_CONNECTIONS:
-        driver = Driver(lambda: endpoint, CONNECT_S)
+        driver = Driver(lambda: endpoint, CONNECT_S, 0)
         cleanup.callback(driver.close)
         if largest > driver.limits["max_payload_bytes"]:
             raise ConfigError(

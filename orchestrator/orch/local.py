@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import select
 import time
@@ -32,8 +31,8 @@ class LocalConnection:
         self._error: RemoteProtocolError | None = None
         self._retry_s = RETRY_S
         self._retry_at = 0.0
-        self._poll = select.poll()
-        self._poll.register(wake_fd, select.POLLIN)
+        self._epoll = select.epoll()  # which is itself something to wait for
+        self._epoll.register(wake_fd, select.EPOLLIN)
         self._open()
 
     def _open(self) -> None:
@@ -44,12 +43,12 @@ class LocalConnection:
             self._retry_s = min(2 * self._retry_s, MAX_RETRY_S)
             return
         self._retry_s = RETRY_S
-        self._poll.register(self._channel.fileno(), select.POLLIN)
+        self._epoll.register(self._channel.fileno(), select.EPOLLIN)
         self.send([self._hello])
 
     def _end(self) -> None:
         if self._channel is not None:
-            self._poll.unregister(self._channel.fileno())
+            self._epoll.unregister(self._channel.fileno())
             self._channel.close()
             self._channel = None
         self._arrived.clear()
@@ -66,14 +65,14 @@ class LocalConnection:
             return
         for message in wire.messages(records):
             if not self._channel.send(message):
-                self._poll.modify(self._channel.fileno(), select.POLLIN | select.POLLOUT)
+                self._epoll.modify(self._channel.fileno(), select.EPOLLIN | select.EPOLLOUT)
 
     def flush(self) -> bool:
         """Whether everything given to `send` is on its way."""
         if self._channel is None:
             return False
         if self._channel.unsent_bytes and self._channel.flush():
-            self._poll.modify(self._channel.fileno(), select.POLLIN)
+            self._epoll.modify(self._channel.fileno(), select.EPOLLIN)
         return not self._channel.unsent_bytes
 
     def wait(self, timeout_s: float | None) -> bool:
@@ -83,11 +82,11 @@ class LocalConnection:
             timeout_s = until_s if timeout_s is None else min(timeout_s, until_s)
         if self._arrived:
             timeout_s = 0.0
-        for fd, events in self._poll.poll(None if timeout_s is None else math.ceil(timeout_s * 1000)):
+        for fd, events in self._epoll.poll(timeout_s):
             if fd == self._wake_fd:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(fd)
-            elif events != select.POLLOUT and self._channel is not None:
+            elif events != select.EPOLLOUT and self._channel is not None:
                 try:
                     self._arrived += self._channel.receive()
                 except RemoteProtocolError as err:
@@ -107,11 +106,22 @@ class LocalConnection:
             raise error
         return []
 
+    def fileno(self) -> int:
+        """Readable when `wait` has something to do."""
+        return self._epoll.fileno()
+
+    def retry_s(self) -> float | None:
+        """Seconds until the next try to reach the balancer, which a `wait` makes; None: it is reached."""
+        return None if self._channel is not None else max(0.0, self._retry_at - time.monotonic())
+
     def close(self, farewell: Record) -> None:
         """Say so and close."""
         self.send([farewell])
         self._end()
+        self._epoll.close()
 
     def abandon(self) -> None:
         """In a forked child: the parent's end stays open, and this copy of it does not keep it so."""
-        self._end()
+        if self._channel is not None:
+            self._channel.close()  # and not out of the epoll, which is the parent's too
+        self._epoll.close()

@@ -345,7 +345,7 @@ def read_times(packed: int) -> tuple[float, float]:
 
 Fields = Mapping[str, type | tuple[type, ...]]
 
-HELLO_FIELDS: Fields = {"session": bytes, "sdk": str}
+HELLO_FIELDS: Fields = {"session": bytes, "sdk": str, "window": int}
 WELCOME_FIELDS: Fields = {"epoch": int, "max_payload_bytes": int, "window": int, "models": list, "arena": str}
 READY_FIELDS: Fields = {"replica": str, "generation": int, "model": str, "max_batch_size": int, "kept": list}
 ERROR_FIELDS: Fields = {"code": str, "message": str, "retry_after_s": (int, float)}

@@ -44,7 +44,7 @@ def connect(endpoint: str, *, narrow: bool = False) -> Raw:
 
 def greeting(session: bytes) -> list[bytes]:
     """HELLO, as a message."""
-    return [wire.pack_head([Record(Kind.HELLO, body=wire.write_map(session=session, sdk="test"))])]
+    return [wire.pack_head([Record(Kind.HELLO, body=wire.write_map(session=session, sdk="test", window=0))])]
 
 
 class _Closing:

@@ -200,7 +200,7 @@ def test_a_made_up_descriptor_ends_its_session_alone(place: Place) -> None:
     instance = place.up("keeping.py:Keeping")
     client = instance.client()
     warm(client)
-    hello = Record(Kind.HELLO, body=wire.write_map(session=b"0123456789abcdef", sdk="test"))
+    hello = Record(Kind.HELLO, body=wire.write_map(session=b"0123456789abcdef", sdk="test", window=0))
     epoch = client._driver.limits["epoch"]  # noqa: SLF001
     bodies = [b"", b"short"]
     for number in range(1, 12):

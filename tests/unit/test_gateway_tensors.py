@@ -193,6 +193,19 @@ def test_bfloat16_comes_back_as_its_bits() -> None:
         assert bytes(tensors.to_binary(elements)) == bits
 
 
+@pytest.mark.parametrize(
+    ("value", "declared", "shape"),
+    [([], (-1, 2), (0, 2)), ([[], []], (2, -1, 3), (2, 0, 3)), ([], (-1,), (0,)), ([], (-1, -1), (0, 0))],
+)
+def test_an_empty_list_has_the_declared_sizes_behind_it(
+    value: Any, declared: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
+    """It does not say them itself."""
+    for datatype in ("BYTES", "INT32"):
+        found, elements = tensors.from_result(value, datatype, declared)
+        assert (found, len(elements)) == (shape, 0)
+
+
 def test_texts_will_do_for_bytes() -> None:
     """In lists, and in numpy's arrays of texts and bytes."""
     for value in (["a", b"b"], np.array(["a", "b"]), np.array([b"a", b"b"])):

@@ -176,8 +176,8 @@ def test_a_ticket_tells_its_epoch(epoch: int, counter: int) -> None:
 
 def test_a_map_is_read_with_the_fields_it_must_have() -> None:
     """What a newer version adds is left out."""
-    body = wire.write_map(session=b"x" * 16, sdk="9.9", mood="bright")
-    assert wire.read_map(body, wire.HELLO_FIELDS) == {"session": b"x" * 16, "sdk": "9.9"}
+    body = wire.write_map(session=b"x" * 16, sdk="9.9", window=0, mood="bright")
+    assert wire.read_map(body, wire.HELLO_FIELDS) == {"session": b"x" * 16, "sdk": "9.9", "window": 0}
 
 
 @pytest.mark.parametrize(
@@ -188,9 +188,9 @@ def test_a_map_is_read_with_the_fields_it_must_have() -> None:
         b"\xdf\xff\xff\xff\xff",
         payload.encode([])[0],
         wire.write_map(session=b"x"),
-        wire.write_map(session="text", sdk="1"),
-        wire.write_map(session=b"x", sdk=None),
-        wire.write_map(session=b"x", sdk="1") + b"\x00",
+        wire.write_map(session="text", sdk="1", window=0),
+        wire.write_map(session=b"x", sdk=None, window=0),
+        wire.write_map(session=b"x", sdk="1", window=0) + b"\x00",
         b"\x81\xa3sdk\xa1\xff",
     ],
 )
@@ -293,7 +293,7 @@ def test_any_bytes_are_a_payload_or_a_map_or_a_remote_protocol_error() -> None:
 def test_no_message_makes_its_reader_allocate_more_than_it_received() -> None:
     """A length is compared with what is there before anything is made of that length."""
     heads = [a_header(length=U32), a_header(length=I64 >> 32, owns=U16), a_header(owns=U16) * 300, a_header() * 257]
-    body = wire.write_map(session=b"x", sdk="1")
+    body = wire.write_map(session=b"x", sdk="1", window=0)
     tracemalloc.start()
     try:
         for head in heads:

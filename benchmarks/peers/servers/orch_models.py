@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.peers.servers import work
-from benchmarks.peers.workloads import MAX_BATCH, MAX_WAIT_S
+from benchmarks.peers.workloads import MAX_BATCH, MAX_WAIT_S, TENSOR_SHAPE
 
 import orch
 
@@ -29,6 +29,16 @@ class Mean(Echo):
 
     def predict(self, inputs: list[Any]) -> list[Any]:
         return [float(array.mean()) for array in inputs]
+
+
+class HttpMean(Mean):
+    """The same for clients of the Open Inference Protocol, who need to know what a model takes."""
+
+    inputs = (orch.Tensor("x", "FP32", TENSOR_SHAPE),)
+    outputs = (orch.Tensor("mean", "FP32"),)
+
+    def predict(self, inputs: list[Any]) -> list[Any]:
+        return [each["x"].mean() for each in inputs]
 
 
 class SimulatedGpu(Echo):
