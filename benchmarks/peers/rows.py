@@ -50,7 +50,7 @@ class Row:
 
 
 def _gateways(name: str, count: int) -> Row:
-    """Orch over HTTP: bytes to /predict as they are; a tensor as a raw binary request of the Open Inference Protocol."""
+    """Orch over HTTP: bytes to /predict as they are, a tensor as a raw request of the Open Inference Protocol."""
     return Row(
         name,
         module="orch",
