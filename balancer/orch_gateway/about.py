@@ -51,19 +51,28 @@ class About:
             Route("GET", "/openapi.json", self.openapi, is_open=True),
             Route("GET", "/healthz", self.live, "Whether the gateway answers.", is_open=True),
             Route("GET", "/readyz", self.ready, "Whether a model serves.", is_open=True),
-            Route("GET", "/metrics", self.metrics, "Figures for Prometheus."),
-            Route("GET", "/v1/models", self.models, "The models, and what they take and give."),
-            Route("GET", "/v1/status", self.status, "All that `orch status` shows, and the last minutes."),
-            Route("GET", "/v1/gpu/info", self.gpus, "The GPUs and the replicas on them."),
-            Route("GET", "/v2", self.server, "The server and its extensions."),
+            Route("GET", "/metrics", self.metrics, "Figures for Prometheus.", gives="Metrics"),
+            Route("GET", "/v1/models", self.models, "The models, and what they take and give.", gives="Models"),
+            Route(
+                "GET", "/v1/status", self.status, "All that `orch status` shows, and the last minutes.", gives="Status"
+            ),
+            Route("GET", "/v1/gpu/info", self.gpus, "The GPUs and the replicas on them.", gives="Gpus"),
+            Route("GET", "/v2", self.server, "The server and its extensions.", gives="Server"),
             Route("GET", "/v2/health/live", self.live, "Whether the gateway answers.", is_open=True),
             Route("GET", "/v2/health/ready", self.ready, "Whether every model serves.", is_open=True),
-            Route("GET", "/v2/models/stats", self.stats, "Counts of every model."),
-            Route("POST", "/v2/repository/index", self.index, "The models, and whether they serve."),
+            Route("GET", "/v2/models/stats", self.stats, "Counts of every model.", gives="ModelStatistics"),
+            Route(
+                "POST",
+                "/v2/repository/index",
+                self.index,
+                "The models, and whether they serve.",
+                takes="IndexRequest",
+                gives="Index",
+            ),
             Route(
                 "POST", "/v2/repository/models/{model}/load", self.load, "Whether the model serves; nothing is loaded."
             ),
-            Route("POST", "/v2/repository/models/{model}/unload", self.unload, "Refused."),
+            Route("POST", "/v2/repository/models/{model}/unload", self.unload, "Refused.", refuses=True),
             *self._of_models(""),
             *self._of_models("/versions/{version}"),
         ]
@@ -71,10 +80,10 @@ class About:
     def _of_models(self, version: str) -> list[Route]:
         base = f"/v2/models/{{model}}{version}"
         return [
-            Route("GET", base, self.metadata, "What a model takes and gives."),
+            Route("GET", base, self.metadata, "What a model takes and gives.", gives="Model"),
             Route("GET", f"{base}/ready", self.model_ready, "Whether a model serves.", is_open=True),
-            Route("GET", f"{base}/config", self.config, "A model's configuration."),
-            Route("GET", f"{base}/stats", self.stats, "Counts of one model."),
+            Route("GET", f"{base}/config", self.config, "A model's configuration.", gives="ModelConfig"),
+            Route("GET", f"{base}/stats", self.stats, "Counts of one model.", gives="ModelStatistics"),
         ]
 
     # --- health --------------------------------------------------------------------------------------------------

@@ -8,13 +8,16 @@ import logging
 import secrets
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from orch_gateway.encoding import WORTH_BYTES, chosen, fold
 from orch_gateway.manners import Keys, Origins, request_id
 from orch_gateway.messages import Request, Response
 from orch_gateway.refusals import BUG, NOT_RUNNING, Refused, error_of, refusal_of
 from orch_gateway.routes import UNKNOWN, Match, Route, Routes
+
+if TYPE_CHECKING:
+    from orch_gateway.otel import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +28,15 @@ LARGE_BYTES: Final = 64 * 1024
 class App:
     """Owns the table of routes. Its `handle` raises nothing but CancelledError."""
 
-    def __init__(self, routes: list[Route], keys: Keys, origins: Origins, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        routes: list[Route],
+        keys: Keys,
+        origins: Origins,
+        clock: Callable[[], float],
+        tracing: Tracing | None = None,
+    ) -> None:
+        self._tracing = tracing
         self.routes = Routes(routes)
         self._keys, self._origins, self._clock = keys, origins, clock
         self._ids = (f"{secrets.token_hex(6)}-{number:x}" for number in itertools.count(1))
@@ -33,6 +44,11 @@ class App:
 
     async def handle(self, request: Request) -> Response:
         """The answer to one request."""
+        if self._tracing is not None:
+            return await self._tracing.http(request, self._handle)
+        return await self._handle(request)
+
+    async def _handle(self, request: Request) -> Response:
         request.request_id = request_id(request.header(b"x-request-id"), "") or next(self._ids)
         match = self.routes.find(request.method, request.path)
         request.route = match.route.template if match.route is not None else UNKNOWN

@@ -24,6 +24,7 @@ EXTENSIONS = (
     "statistics",
 )
 NUM_PRIORITIES = 3
+NS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,26 @@ class Statistics:
     compute_infer: Duration = Duration()
     compute_output: Duration = Duration()
     batches: Mapping[int, Duration] = field(default_factory=dict)  # by batch size, the time of the model's runs
+
+
+def statistics_of(status: Mapping[str, Any]) -> Statistics:
+    """What the supervisor's status tells of its one model, since the balancer's start.
+
+    success: from a request's admission to its answer, also where the model refused it. queue: until its batch began, at
+    the balancer and at the worker. What a worker does before and after the model's own time is not told apart.
+    """
+    queue, latency, batches = (status.get(name) or {} for name in ("queue", "latency", "batch_rows"))
+    whole, waits, batch, compute = (_duration(latency.get(name)) for name in ("total", "queue", "batch", "compute"))
+    refused = queue.get("failed", 0)
+    answered = queue.get("answered", 0) - refused
+    return Statistics(
+        num_rows=answered,
+        num_batches=sum(batches.get("counts", ())),
+        success=Duration(answered, whole.ns),
+        fail=Duration(refused + sum(queue.get(name, 0) for name in ("expired", "lost", "poisoned"))),
+        queue=Duration(waits.count, waits.ns + batch.ns),
+        compute_infer=compute,
+    )
 
 
 def server_metadata(version: str) -> dict[str, Any]:
@@ -101,6 +122,11 @@ def repository_index(found: Iterable[tuple[ModelSpec, str]], *, only_ready: bool
         if not (only_ready and reason)
         for version in spec.versions
     ]
+
+
+def _duration(histogram: Mapping[str, Any] | None) -> Duration:
+    told = histogram or {}
+    return Duration(sum(told.get("counts", ())), round(told.get("sum_s", 0.0) * NS))
 
 
 def _described(tensor: Tensor) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import ssl
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -26,9 +28,11 @@ from orch_gateway.running import Running
 from orch_gateway.served import Served
 from orch_gateway.server import Server
 from orch_gateway.service import Service
+from orch_gateway.tracing import exporters
 
 if TYPE_CHECKING:
     from orch_gateway.grpc_service import GrpcServer
+    from orch_gateway.otel import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +40,8 @@ log = logging.getLogger(__name__)
 TELL_S: Final = 1.0
 # Answers that are under way when the gateway is told to stop get so long; the supervisor's patience is longer.
 STOP_S: Final = 2.0
+# Spans that are not sent yet get so long.
+FLUSH_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,9 @@ class Gateway:
         running = Running(self._models, self._service, settings.max_body_bytes)
         routes = [*running.routes(), *about.routes()]
         about.describe(routes)
-        self._app = App(routes, self._keys, Origins(settings.cors_origin or "", settings.local), time.monotonic)
+        self._tracing = tracing_of(os.environ)
+        origins = Origins(settings.cors_origin or "", settings.local)
+        self._app = App(routes, self._keys, origins, time.monotonic, self._tracing)
         self._grpc: GrpcServer | None = None
         self._log = None
         if settings.access_log != "off":
@@ -109,6 +117,8 @@ class Gateway:
         if self._log is not None:
             self._log.flush()
         await self._service.close()
+        if self._tracing is not None:
+            self._tracing.stop(FLUSH_S)
         return Exit.ORPHANED if self._link.closed else Exit.OK
 
     def handle(self, message: Message) -> None:
@@ -145,7 +155,8 @@ class Gateway:
             raise ConfigError(f"grpc = {address} needs packages that are missing: pip install gpu-orch[grpc]") from err
         settings = self._settings
         asks = grpc_front.AsksForKeys(self._keys, time.monotonic)
-        server = grpc_front.server(self._served, asks, settings.max_body_bytes, share_port=settings.share_grpc)
+        interceptors = [asks] if self._tracing is None else [grpc_front.Traces(self._tracing), asks]
+        server = grpc_front.server(self._served, interceptors, settings.max_body_bytes, share_port=settings.share_grpc)
         await server.start(address, grpc_front.credentials(settings.tls_cert, settings.tls_key))
         return server
 
@@ -180,6 +191,22 @@ class Gateway:
         except ConfigError as err:
             self._keys.required = True
             log.error("%s; the keys stay as they were", err)
+
+
+def tracing_of(environ: Mapping[str, str]) -> Tracing | None:
+    """Where the environment asks for traces. What they need may be missing: requests are answered without them, too."""
+    wanted = exporters(environ)
+    if not wanted:
+        return None
+    try:
+        from orch_gateway.otel import Tracing
+
+        return Tracing(wanted)
+    except ImportError:
+        log.error("the environment asks for traces (OTEL_...), and they need packages: pip install gpu-orch[otel]")
+    except ConfigError as err:
+        log.error("no traces: %s", err)
+    return None
 
 
 def tls_context(certificate: str | None, key: str | None) -> ssl.SSLContext | None:

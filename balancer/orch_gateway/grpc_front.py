@@ -5,9 +5,9 @@ Imported only where gRPC is wanted: it needs the extra `grpc`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
@@ -15,6 +15,9 @@ from orch_gateway.grpc_service import GrpcServer
 from orch_gateway.manners import Keys
 from orch_gateway.refusals import Refused
 from orch_gateway.serving import Serving
+
+if TYPE_CHECKING:
+    from orch_gateway.otel import Tracing
 
 MAX_MESSAGE_BYTES: Final = 2**31 - 1  # gRPC counts a message's bytes in 32 bits, with a sign
 # Whoever watches over an instance asks these, and has no key.
@@ -27,10 +30,10 @@ OPEN: Final = (
 CODES: Final = {401: grpc.StatusCode.UNAUTHENTICATED, 429: grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
-def server(serving: Serving, asks: AsksForKeys, max_body_bytes: int, *, share_port: bool) -> GrpcServer:
-    """A server that listens nowhere yet."""
+def server(serving: Serving, interceptors: Sequence[Any], max_body_bytes: int, *, share_port: bool) -> GrpcServer:
+    """A server that listens nowhere yet. interceptors: the first one is the outermost."""
     num_bytes = min(max_body_bytes, MAX_MESSAGE_BYTES)
-    return GrpcServer(serving, max_message_bytes=num_bytes, share_port=share_port, interceptors=[asks])
+    return GrpcServer(serving, max_message_bytes=num_bytes, share_port=share_port, interceptors=interceptors)
 
 
 def credentials(certificate: str | None, key: str | None) -> grpc.ServerCredentials | None:
@@ -56,6 +59,29 @@ class AsksForKeys(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc shi
         except Refused as err:
             return _refusing(handler, CODES[err.status], str(err))
         return handler
+
+
+class Traces(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """A span for each inference that is one call; a stream of them has no end of its own."""
+
+    def __init__(self, tracing: Tracing) -> None:
+        self._tracing = tracing
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
+        handler = await continuation(details)
+        if handler is None or not details.method.endswith("/ModelInfer"):
+            return handler
+        name = details.method.lstrip("/")
+        headers = {key: value for key, value in details.invocation_metadata if isinstance(value, str)}
+
+        async def call(request: Any, context: Any) -> Any:
+            span = self._tracing.begin(name, headers, {"rpc.system": "grpc", "rpc.method": "ModelInfer"})
+            with span.told_times(lambda _: context.code().name if context.code() else "CANCELLED"):
+                answer = await handler.unary_unary(request, context)
+            span.end({"rpc.grpc.status_code": grpc.StatusCode.OK.value[0]})
+            return answer
+
+        return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
 
 
 def _refusing(handler: Any, code: grpc.StatusCode, text: str) -> Any:

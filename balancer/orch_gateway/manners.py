@@ -16,6 +16,7 @@ from orch_gateway.refusals import Refused
 
 REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 MAX_TIMEOUT_S: Final = 86_400.0
+NUMBER: Final = re.compile(r"[0-9.]+([eE][+-]?[0-9]+)?")  # what else float() reads, such as "1_0", is none to a client
 PRIORITIES: Final = ("high", "normal", "low")
 # A key may spend what its rate gives in so many seconds at once.
 BURST_S: Final = 1.0
@@ -30,16 +31,16 @@ def request_id(given: str, make: str) -> str:
     return given if REQUEST_ID.fullmatch(given) else make
 
 
-def timeout_s(given: str) -> float | None:
-    """What X-Request-Timeout says, in seconds; None where it says nothing.
+def timeout_s(given: str | None) -> float | None:
+    """What X-Request-Timeout says, in seconds; None without it.
 
     Raises:
         Refused: it is no number of seconds.
     """
-    if not given:
+    if given is None:
         return None
     try:
-        value = float(given)
+        value = float(given) if NUMBER.fullmatch(given) else math.nan
     except ValueError:
         value = math.nan
     if not 0 < value <= MAX_TIMEOUT_S:
@@ -47,13 +48,15 @@ def timeout_s(given: str) -> float | None:
     return value
 
 
-def priority(given: str) -> str:
-    """What X-Request-Priority says.
+def priority(given: str | None) -> str:
+    """What X-Request-Priority says; normal without it.
 
     Raises:
         Refused: it is none.
     """
-    word = given.strip().lower() or "normal"
+    if given is None:
+        return "normal"
+    word = given.strip().lower()
     if word not in PRIORITIES:
         raise Refused(400, f"X-Request-Priority = {given[:40]!r}; it must be one of {', '.join(PRIORITIES)}")
     return word

@@ -45,6 +45,11 @@ class Request:
         """A header's value as text; "" where there is none."""
         return self.headers.get(name, b"").decode("latin-1")
 
+    def find(self, name: bytes) -> str | None:
+        """The same; None where there is none."""
+        found = self.headers.get(name)
+        return None if found is None else found.decode("latin-1")
+
     @property
     def media_type(self) -> str:
         """Content-Type without its parameters, in lower case."""

@@ -6,60 +6,74 @@ Source: https://spec.openapis.org/oas/v3.1.0
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
 from typing import Any, Final
 
+from orch_gateway.manners import MAX_TIMEOUT_S, PRIORITIES
+from orch_gateway.refusals import TRY_AGAIN
 from orch_gateway.routes import Route
+from orch_gateway.schemas import SCHEMAS, ref
 
 DESCRIPTION: Final = (
     "Plain JSON for people, the Open Inference Protocol v2 for clients that speak it, and what the instance tells of "
     'itself. Every error has the form {"error": text}.'
 )
-ANY_JSON: Final[dict[str, Any]] = {"description": "Any JSON value."}
-ERROR: Final[dict[str, Any]] = {
-    "type": "object",
-    "properties": {"error": {"type": "string"}, "code": {"type": "string"}},
-    "required": ["error"],
+JSON_TYPE, EVENTS_TYPE = "application/json", "text/event-stream"
+BINARY: Final[dict[str, Any]] = {"application/octet-stream": {"schema": {}}}
+EVENTS: Final[dict[str, Any]] = {EVENTS_TYPE: {"schema": {}}}
+# What a route takes or gives (its words for it) as content of other kinds, beside or in place of JSON.
+BESIDES: Final[Mapping[str, dict[str, Any]]] = {
+    "Input": BINARY,
+    "Output": {**BINARY, **EVENTS},
+    "InferRequest": BINARY,
+    "InferAnswer": BINARY,
 }
-TENSORS: Final[dict[str, Any]] = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "properties": {
-            "name": {"type": "string"},
-            "datatype": {"type": "string"},
-            "shape": {"type": "array", "items": {"type": "integer"}},
-            "parameters": {"type": "object"},
-            "data": {"type": "array", "items": {}},
-        },
-        "required": ["name", "shape", "datatype"],
-    },
+IN_PLACE: Final[Mapping[str, dict[str, Any]]] = {
+    "Events": EVENTS,
+    "Metrics": {"text/plain": {"schema": {"type": "string"}}},
 }
-INFER: Final[dict[str, Any]] = {
-    "type": "object",
-    "properties": {
-        "id": {"type": "string"},
-        "parameters": {"type": "object"},
-        "inputs": TENSORS,
-        "outputs": {"type": "array", "items": {"type": "object"}},
-    },
-    "required": ["inputs"],
-}
-OBJECT: Final[dict[str, Any]] = {"type": "object"}
-# What else a path may be answered with; "default" stands for every error.
-JSON_TYPE, EVENTS_TYPE, BYTES_TYPE = "application/json", "text/event-stream", "application/octet-stream"
-HEADERS: Final[list[dict[str, Any]]] = [
+# Bodies that may be left out.
+OPTIONAL: Final = frozenset({"IndexRequest"})
+
+SCHEDULING: Final[list[dict[str, Any]]] = [
     {
         "name": "X-Request-Timeout", "in": "header", "required": False,
         "description": "Seconds after which nobody waits for the answer any more.",
-        "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 86400},
+        "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_S},
     },
     {
         "name": "X-Request-Priority", "in": "header", "required": False,
         "description": "Which requests go first.",
-        "schema": {"enum": ["high", "normal", "low"]},
+        "schema": {"enum": list(PRIORITIES)},
     },
 ]  # fmt: skip
+JSON_LENGTH: Final[dict[str, Any]] = {
+    "description": "Where the JSON ends and binary tensors begin; 0: the body is the one input of one row.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+LENGTH_NAME: Final = "Inference-Header-Content-Length"
+RETRY_AFTER: Final = {"Retry-After": {"required": True, "schema": {"type": "integer", "minimum": 1}}}
+
+# Why a request is answered so; the first ones may be said on every connection, before anybody looks at the path.
+ANY_PATH: Final = (400, 408, 413, 431, 503)
+GUARDED: Final = (401, 403, 429)
+RUNNING: Final = (415, 500, 504)
+REASONS: Final[Mapping[int, str]] = {
+    400: "The body, a header or the request itself is not what it should be.",
+    401: "No key that is known.",
+    403: "A web page of another site.",
+    404: "No such model or version.",
+    408: "The request came too slowly.",
+    413: "The body is too large.",
+    415: "A Content-Encoding that is not known.",
+    429: "The queue is full, or a key asks faster than it may.",
+    431: "The headers are too large.",
+    500: "The model failed, or returned what it does not declare.",
+    501: "Left out here.",
+    503: "It does not serve now, or takes no more.",
+    504: "The deadline passed.",
+}
 
 
 def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
@@ -73,7 +87,8 @@ def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
         "info": {"title": "orch", "version": version, "description": DESCRIPTION},
         "paths": paths,
         "components": {
-            "schemas": {"Error": ERROR},
+            "schemas": dict(SCHEMAS),
+            "responses": {_name(status): _refusal(status) for status in REASONS},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"key": []}],
@@ -81,48 +96,60 @@ def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
 
 
 def _operation(route: Route) -> dict[str, Any]:
-    error = {JSON_TYPE: {"schema": {"$ref": "#/components/schemas/Error"}}}
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "pattern": "^[^/:]+$"}}
         for name in re.findall(r"\{(\w+)\}", route.template)
     ]
+    if route.runs:
+        parameters += SCHEDULING
+    if route.takes == "InferRequest":
+        parameters.append({"name": LENGTH_NAME, "in": "header", "required": False, **JSON_LENGTH})
+    responses: dict[str, Any] = {} if route.refuses else {"200": _success(route)}
+    for status in sorted({*ANY_PATH, *_refusals(route)}):
+        responses[f"{status}"] = {"$ref": f"#/components/responses/{_name(status)}"}
     operation: dict[str, Any] = {
         "summary": route.summary,
         "operationId": re.sub(r"\W+", "_", f"{route.method} {route.template}").strip("_").lower(),
-        "parameters": parameters + (HEADERS if route.runs else []),
-        "responses": {
-            "200": _success(route),
-            "default": {"description": "An error, in one line.", "content": error},
-        },
+        "parameters": parameters,
+        "responses": responses,
     }
     if route.is_open:
         operation["security"] = []
-    if route.runs or route.template.endswith("/index"):
-        operation["requestBody"] = _body(route)
+    if route.takes:
+        operation["requestBody"] = {"required": route.takes not in OPTIONAL, "content": _content(route.takes)}
     return operation
 
 
+def _refusals(route: Route) -> Iterable[int]:
+    if not route.is_open:
+        yield from GUARDED
+    if "{model}" in route.template:
+        yield 404
+    if route.runs:
+        yield from RUNNING
+    if route.refuses:
+        yield 501
+
+
 def _success(route: Route) -> dict[str, Any]:
-    kinds = {
-        ":stream": (EVENTS_TYPE,),
-        "/generate_stream": (EVENTS_TYPE,),
-        "/predict": (JSON_TYPE, EVENTS_TYPE, BYTES_TYPE),
-        ":predict": (JSON_TYPE, EVENTS_TYPE, BYTES_TYPE),
-        "/infer": (JSON_TYPE, BYTES_TYPE),
-        "/metrics": ("text/plain",),
-    }
-    told = next((each for ending, each in kinds.items() if route.template.endswith(ending)), (JSON_TYPE,))
-    empty = route.is_open or route.template.endswith("/load") or route.template.endswith("/unload")
-    if empty:
+    if not route.gives:
         return {"description": "Yes."}
-    return {"description": "The answer.", "content": {kind: {"schema": {}} for kind in told}}
+    found: dict[str, Any] = {"description": "The answer.", "content": _content(route.gives)}
+    if route.gives == "InferAnswer":
+        found["headers"] = {LENGTH_NAME: JSON_LENGTH}
+    return found
 
 
-def _body(route: Route) -> dict[str, Any]:
-    if route.template.endswith("/infer"):
-        content = {JSON_TYPE: {"schema": INFER}, BYTES_TYPE: {"schema": {}}}
-    elif route.template.endswith(("/generate", "/generate_stream", "/index")):
-        content = {JSON_TYPE: {"schema": OBJECT}}
-    else:
-        content = {JSON_TYPE: {"schema": ANY_JSON}, BYTES_TYPE: {"schema": {}}}
-    return {"required": route.runs, "content": content}
+def _content(what: str) -> dict[str, Any]:
+    return IN_PLACE.get(what) or {JSON_TYPE: {"schema": ref(what)}, **BESIDES.get(what, {})}
+
+
+def _refusal(status: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"description": REASONS[status], "content": {JSON_TYPE: {"schema": ref("Error")}}}
+    if status in TRY_AGAIN:
+        found["headers"] = RETRY_AFTER
+    return found
+
+
+def _name(status: int) -> str:
+    return re.sub(r"\W", "", HTTPStatus(status).phrase.title())

@@ -20,7 +20,8 @@ class Route:
     """One template such as "/v2/models/{model}/infer", whose parts in braces hold no slash and no colon.
 
     summary: for the OpenAPI document; "" leaves it out. is_open: asks for no key. runs: gives the model work, which a
-    draining instance does not take.
+    draining instance does not take. takes, gives: what the bodies are, by their names in that document; "": there is
+    none. refuses: it never does what it is asked.
     """
 
     method: str
@@ -29,6 +30,9 @@ class Route:
     summary: str = ""
     is_open: bool = False
     runs: bool = False
+    takes: str = ""
+    gives: str = ""
+    refuses: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from orch_gateway.manners import priority, timeout_s
 from orch_gateway.messages import BINARY, EVENTS, JSON, Request, Response
 from orch_gateway.models import Models
 from orch_gateway.refusals import BUG, body_of, error_of
-from orch_gateway.routes import Route
+from orch_gateway.routes import Handler, Route
 from orch_gateway.service import Options, Service
 
 log = logging.getLogger(__name__)
@@ -34,21 +34,27 @@ class Running:
 
     def routes(self) -> list[Route]:
         """The table."""
-        of_v2 = [
-            Route("POST", f"/v2/models/{{model}}{version}/{verb}", handler, summary, runs=True)
-            for version in ("", "/versions/{version}")
-            for verb, handler, summary in (
-                ("infer", self.infer, "Run a batch of tensors (Open Inference Protocol v2)."),
-                ("generate", self.generate, "Run one input, given as a flat JSON object."),
-                ("generate_stream", self.generate_stream, "The same, its parts as server-sent events."),
-            )
+
+        def runs(template: str, handler: Handler, summary: str, takes: str, gives: str) -> Route:
+            return Route("POST", template, handler, summary, runs=True, takes=takes, gives=gives)
+
+        found = [
+            runs("/predict", self.predict, "Run one input, or several as `instances`.", "Input", "Output"),
+            runs("/v1/models/{model}:predict", self.predict, "The same for a model by name.", "Input", "Output"),
+            runs("/v1/models/{model}:stream", self.stream, "Run one input; server-sent events.", "Input", "Events"),
         ]
-        return [
-            Route("POST", "/predict", self.predict, "Run one input, or several as `instances`.", runs=True),
-            Route("POST", "/v1/models/{model}:predict", self.predict, "The same for a model by name.", runs=True),
-            Route("POST", "/v1/models/{model}:stream", self.stream, "Run one input; server-sent events.", runs=True),
-            *of_v2,
-        ]
+        for version in ("", "/versions/{version}"):
+            path = f"/v2/models/{{model}}{version}"
+            batch, one = "Run a batch of tensors (Open Inference Protocol v2).", "Run one input, a flat JSON object."
+            found += [
+                runs(f"{path}/infer", self.infer, batch, "InferRequest", "InferAnswer"),
+                runs(f"{path}/generate", self.generate, one, "GenerateRequest", "GenerateAnswer"),
+                runs(
+                    f"{path}/generate_stream", self.generate_stream, f"{one[:-1]}; server-sent events.",
+                    "GenerateRequest", "Events",
+                ),
+            ]  # fmt: skip
+        return found
 
     async def predict(self, request: Request, model: str = "") -> Response:
         """Plain JSON, or bytes; with `Accept: text/event-stream` as `stream`."""
@@ -112,8 +118,8 @@ class Running:
 
 def _options(request: Request, model: str, inference: Inference | None = None) -> Options:
     """What the headers ask for, and an inference's own parameters; of two time-outs the shorter one counts."""
-    wait_s = timeout_s(request.header(b"x-request-timeout"))
-    level = priority(request.header(b"x-request-priority"))
+    wait_s = timeout_s(request.find(b"x-request-timeout"))
+    level = priority(request.find(b"x-request-priority"))
     if inference is None:
         return Options(model, wait_s, level)
     known = [each for each in (wait_s, inference.timeout_s) if each is not None]
@@ -122,8 +128,8 @@ def _options(request: Request, model: str, inference: Inference | None = None) -
 
 
 def _header_length(request: Request) -> int | None:
-    text = request.header(HEADER_LENGTH)
-    if not text:
+    text = request.find(HEADER_LENGTH)
+    if text is None:
         return None
     if not text.isascii() or not text.isdigit() or len(text) > MAX_DIGITS:
         raise BadRequest(f"Inference-Header-Content-Length = {text[:40]!r}; it must be a number of bytes")

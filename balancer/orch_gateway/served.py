@@ -7,7 +7,7 @@ from typing import Any
 
 from orch.errors import NotRunning
 from orch_gateway.asking import Supervisor
-from orch_gateway.facts import Duration, Statistics
+from orch_gateway.facts import Statistics, statistics_of
 from orch_gateway.faults import Unsupported
 from orch_gateway.inference import Inference, ModelSpec
 from orch_gateway.models import Models
@@ -43,9 +43,8 @@ class Served:
             await parts.aclose()
 
     async def statistics(self, spec: ModelSpec) -> Statistics:
-        """What the balancer has counted; times are not known by model."""
-        answered = (await self._supervisor.status()).get("queue", {}).get("answered", 0)
-        return Statistics(num_rows=answered, success=Duration(answered))
+        """What the balancer has counted."""
+        return statistics_of(await self._supervisor.status())
 
     async def load(self, name: str) -> None:
         """A model of this instance is loaded as long as the instance runs."""

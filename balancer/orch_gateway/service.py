@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import functools
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -11,6 +14,9 @@ from orch import AsyncClient
 
 MANY = 1 << 20
 PriorityName = Literal["high", "normal", "low"]
+# Told of each row that is answered, where somebody wants to know: when it was sent (nanoseconds since 1970), and the
+# seconds that it waited at its worker for its batch and that its batch took.
+TIMES: ContextVar[Callable[[int, float, float], None] | None] = ContextVar("times", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +37,13 @@ class Service:
 
     async def one(self, row: Any, options: Options) -> Any:
         """The answer to one row."""
+        told = TIMES.get()
         return await self._client.request(
             row,
             timeout=options.timeout_s,
             model=options.model,
             priority=cast("PriorityName", options.priority),
+            on_times=None if told is None else functools.partial(told, time.time_ns()),
         )
 
     async def many(self, rows: Sequence[Any], options: Options) -> list[Any]:

@@ -60,6 +60,12 @@ def test_the_page_shows_the_instance_and_goes_on_doing_so(browser: Browser, inst
     for number in range(40):
         client.request(number)
     eventually(lambda: sum(int(figure(page, each, "answered")) for each in ("r0", "r1")) == answered + 40)
+    eventually(lambda: "in the model" in page.text("#stages"))
+    time = r"\S+ \S+"
+    told = (
+        f"Lately, on average: {time} in the queue, {time} at the worker, {time} in the model; [0-9.]+ rows in a batch."
+    )
+    assert re.fullmatch(told, page.text("#stages"))
     assert page.complaints() == []
     assert {url for url in page.asked() if not url.startswith(address_of(instance))} == set()
 

@@ -147,6 +147,10 @@ def test_it_tells_of_itself(web: Web, echo: Instance) -> None:
     assert web.get("/v1/models").json["models"][0]["name"] == "Echo"
     assert web.get("/v2/models/Echo").json["inputs"] == [{"name": "input", "datatype": "BYTES", "shape": [-1]}]
     assert web.post("/v2/repository/index", {}).json[0]["state"] == "READY"
+    web.post("/predict", 1)
+    eventually(lambda: web.get("/v2/models/Echo/stats").json["model_stats"][0]["inference_count"] > 0)
+    spent = web.get("/v2/models/Echo/stats").json["model_stats"][0]["inference_stats"]
+    assert spent["success"]["ns"] >= spent["compute_infer"]["ns"] > 0
     assert web.get("/v1/status").json["pid"] == echo.process.pid
     assert "gpus" in web.get("/v1/gpu/info").json
     assert b"orch_build_info" in web.get("/metrics").body

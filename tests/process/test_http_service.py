@@ -76,44 +76,93 @@ def test_a_full_queue_is_429_and_a_client_that_leaves_frees_its_place(place: Pla
         assert web.post("/predict", 0, x_request_timeout="20").json == 0
 
 
-def test_a_gateway_that_dies_under_load_loses_its_connections_only(place: Place) -> None:
-    """Other requests go on, no new connection is refused, and the same address answers again at once."""
-    instance = place.up("plain.py:Steady", "--gateways=2", "--set=seconds=0.002", http=True)
-    url, stop = instance.url, threading.Event()
-    answered, broken, refused, wrong = [0], [0], [0], list[str]()
+def test_a_client_that_leaves_frees_its_slot_while_its_request_runs(place: Place) -> None:
+    """A stream ends with the part that it is at, and what waits behind a batch at the worker is not run at all."""
+    instance = place.up("patient.py:Patient", http=True)
+    with Web(instance.url) as web:
+        streaming = web.raw(raw_post("/v1/models/Patient:stream", "3000"))
+        assert streaming.recv(4096).startswith(b"HTTP/1.1 200")
+        streaming.close()
+        began = time.monotonic()
+        assert web.post("/predict", 0).json == 0
+        assert time.monotonic() - began < 2 * FACTOR, "the stream would have taken a minute"
+        eventually(lambda: instance.queue()["cancelled"] == 1)
+        running = web.raw(raw_post("/predict", "0.5"))
+        eventually(lambda: instance.queue()["outstanding"] == 1)
+        behind = [web.raw(raw_post("/predict", "60")) for _ in range(4)]
+        eventually(lambda: instance.queue()["outstanding"] + instance.queue()["queued"] == 5)
+        for each in behind:
+            each.close()
+        assert web.post("/predict", 0, x_request_timeout="20").json == 0
+        assert running.recv(4096).endswith(b"0.5")
+        leaving = web.raw(raw_post("/predict", "1"))
+        eventually(lambda: instance.queue()["outstanding"] == 1)
+        leaving.close()
+        eventually(lambda: instance.queue()["cancelled"] == 6)
+        assert instance.queue()["bytes"] == 0, "its place is free at once, though the model cannot be interrupted"
+        eventually(lambda: instance.queue()["outstanding"] == 0)
+        assert instance.replicas()["r0"]["restarts"] == 0
 
-    def load() -> None:
+
+class Load:
+    """Keep-alive connections that ask one thing after another; what went wrong is told apart."""
+
+    def __init__(self, url: str, connections: int) -> None:
+        self._url, self._stop = url, threading.Event()
+        self.answered = self.broken = self.refused = 0
+        self.wrong: list[str] = []
+        self._threads = [threading.Thread(target=self._ask, args=(f"{number}",)) for number in range(connections)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self, who: str) -> None:
         number = 0
-        while not stop.is_set():
-            with Web(url) as web:
+        while not self._stop.is_set():
+            with Web(self._url) as web:
                 try:
-                    while not stop.is_set():
+                    while not self._stop.is_set():
                         number += 1
-                        answer = web.post("/predict", ["me", number])
-                        if answer.status != 200 or answer.json != ["answer", "me", number]:
-                            wrong.append(f"{answer}")
-                        answered[0] += 1
+                        answer = web.post("/predict", [who, number])
+                        if answer.status != 200 or answer.json != ["answer", who, number]:
+                            self.wrong.append(f"{answer}")
+                        self.answered += 1
                 except ConnectionRefusedError:
-                    refused[0] += 1
+                    self.refused += 1
                 except TimeoutError:
-                    wrong.append("a time-out")
+                    self.wrong.append("a time-out")
                 except (ConnectionError, HTTPException):
-                    broken[0] += 1
+                    self.broken += 1
 
-    threads = [threading.Thread(target=load) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    eventually(lambda: answered[0] > 100)
-    old = gateway_pid(instance)
-    os.kill(old, signal.SIGKILL)
-    eventually(lambda: gateway_pid(instance) not in (0, old), within=10)
-    seen = answered[0]
-    eventually(lambda: answered[0] > seen + 100)
-    stop.set()
-    for thread in threads:
-        thread.join(10 * FACTOR)
-    assert (refused[0], wrong) == (0, [])
-    assert broken[0] <= 4, "at most what was under way on its connections"
+    def await_more(self, count: int = 100) -> None:
+        """Until so many more were answered."""
+        seen = self.answered
+        eventually(lambda: self.answered > seen + count or self.wrong)
+
+    def finish(self) -> None:
+        """No more."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(10 * FACTOR)
+
+
+def test_under_load_the_balancers_death_is_not_seen_and_a_gateways_by_its_own_connections_only(place: Place) -> None:
+    """What the balancer had is sent again. No new connection is refused, and the same address answers at once."""
+    instance = place.up("plain.py:Steady", "--gateways=2", "--set=seconds=0.002", http=True)
+    load = Load(instance.url, connections=8)
+    try:
+        for _ in range(2):
+            load.await_more()
+            instance.await_successor("balancer", instance.kill("balancer"))
+        load.await_more()
+        assert (load.broken, load.refused, load.wrong) == (0, 0, []), "of the balancer's death"
+        old = gateway_pid(instance)
+        os.kill(old, signal.SIGKILL)
+        eventually(lambda: gateway_pid(instance) not in (0, old), within=10)
+        load.await_more()
+    finally:
+        load.finish()
+    assert (load.refused, load.wrong) == (0, [])
+    assert load.broken <= 8, "at most what was under way on its connections"
     assert instance.status()["gateways"][0]["restarts"] == 1
 
 
@@ -158,13 +207,16 @@ def test_slow_and_idle_clients_take_nothing_from_others(place: Place) -> None:
     with Web(instance.url) as web:
         idle = [web.raw(b"") for _ in range(60)]
         slow = [web.raw(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nx") for _ in range(60)]
+        text = f'"{"x" * 6_000_000}"'  # more than the kernel keeps for a reader
+        unread = [web.raw(raw_post("/predict", text)) for _ in range(5)]
+        eventually(lambda: instance.queue()["answered"] == len(unread))
         began = time.monotonic()
         assert web.post("/predict", 1).json == 1
         assert time.monotonic() - began < 1 * FACTOR
         assert read_all(idle[0]) == b"", "it was idle for too long"
         more = [web.raw(b"") for _ in range(150)]
         assert read_all(more[-1]).startswith(b"HTTP/1.1 503")
-        for each in (*idle, *slow, *more):
+        for each in (*idle, *slow, *unread, *more):
             each.close()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.process.harness import Place
-from tests.process.web import Web
+from tests.process.web import Web, free_address
 from tests.unit.gateway_reference import DATATYPES, NUMPY_NAMES, SAMPLES, count, nest
 
 pytest.importorskip("grpc_health")
@@ -138,13 +137,6 @@ def check(answer: Any, given: Sequence[Column]) -> None:
 
 
 # --- the instances -------------------------------------------------------------------------------------------------
-
-
-def free_address() -> str:
-    """Of a port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{found.getsockname()[1]}"
 
 
 @pytest.fixture(scope="module")

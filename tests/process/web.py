@@ -99,6 +99,13 @@ class Web:
         return connection
 
 
+def free_address() -> str:
+    """Of a port of this host that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{found.getsockname()[1]}"
+
+
 def _headers(given: Mapping[str, str]) -> dict[str, str]:
     return {name.replace("_", "-"): value for name, value in given.items()}
 

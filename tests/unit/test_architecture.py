@@ -71,7 +71,9 @@ PURE = (
     "balancer/orch_gateway/reading.py",
     "balancer/orch_gateway/refusals.py",
     "balancer/orch_gateway/routes.py",
+    "balancer/orch_gateway/schemas.py",
     "balancer/orch_gateway/tensors.py",
+    "balancer/orch_gateway/tracing.py",
     "balancer/orch_gateway/v2.py",
 )
 IMPURE_MODULES = {

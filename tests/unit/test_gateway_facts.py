@@ -77,6 +77,28 @@ def test_statistics_have_tritons_form() -> None:
     ]
 
 
+def test_statistics_are_those_of_the_status() -> None:
+    """Seconds become nanoseconds, and the waits at the balancer and at the worker are one; nothing told is nothing."""
+    status = {
+        "queue": {"answered": 10, "failed": 2, "expired": 1, "lost": 3, "rejected": 50},
+        "latency": {
+            "bounds_s": [1.0],
+            "total": {"counts": [9, 1], "sum_s": 5.0},
+            "queue": {"counts": [11, 0], "sum_s": 1.5},
+            "batch": {"counts": [8, 0], "sum_s": 0.5},
+            "compute": {"counts": [8, 0], "sum_s": 2.25},
+        },
+        "batch_rows": {"bounds": [1, 2], "counts": [1, 2, 1], "sum": 10},
+    }
+    found = facts.statistics_of(status)
+    assert (found.num_rows, found.num_batches) == (8, 4)
+    assert found.success == facts.Duration(8, 5_000_000_000)
+    assert found.fail == facts.Duration(6)
+    assert found.queue == facts.Duration(11, 2_000_000_000)
+    assert found.compute_infer == facts.Duration(8, 2_250_000_000)
+    assert facts.statistics_of({}) == facts.Statistics()
+
+
 def test_the_index_lists_models_and_may_leave_out_those_that_are_not_ready() -> None:
     """With the reason why."""
     models = [(TEXT, ""), (ECHO, "loading")]

@@ -32,12 +32,13 @@ def test_a_request_id_that_could_break_a_line_is_replaced() -> None:
 
 def test_time_outs_and_priorities_are_read_or_refused() -> None:
     """Nothing said is no limit and the middle one."""
-    assert (timeout_s(""), timeout_s("2.5"), priority(""), priority(" High ")) == (None, 2.5, "normal", "high")
-    for bad in ("0", "-1", "nan", "inf", "1e9", "soon"):
+    assert (timeout_s(None), timeout_s("2.5"), priority(None), priority(" High ")) == (None, 2.5, "normal", "high")
+    for bad in ("", "0", "-1", "1_0", "nan", "inf", "1e9", "soon"):
         with refused(400):
             timeout_s(bad)
-    with refused(400):
-        priority("urgent")
+    for bad in ("", "urgent"):
+        with refused(400):
+            priority(bad)
 
 
 def keys(required: bool = False) -> Keys:

@@ -15,6 +15,7 @@ const OUTCOMES = [
   ["answered", "answered"], ["failed", "failed in the model"], ["rejected", "refused, overloaded"], ["expired", "too late"],
   ["cancelled", "cancelled"], ["lost", "lost with a worker"], ["poisoned", "poisonous"], ["retried", "runs repeated"],
 ];
+const STAGES = [["queue", "in the queue"], ["batch", "at the worker"], ["compute", "in the model"]], STAGES_POLLS = 10;
 const SEVERITIES = { info: ["info", "info"], warning: ["warning", "warning"], error: ["cross", "error"] };
 
 const $ = (id) => document.getElementById(id);
@@ -32,6 +33,7 @@ const charts = [
   ], number, "nothing was answered"),
 ];
 
+const seen = []; // of the latest polls, by stage: how many, and their sum
 let timer = null, isAsking = false, failures = 0, lastSeen = null, needsKey = false, lastEvent = null;
 let model = null, modelOf = null; // what the model declares, and the process of the instance that said so
 
@@ -156,6 +158,7 @@ function show(status) {
   ].filter(Boolean).join(" · "));
   showFigures(status, now);
   for (const chart of charts) if (status.history) chart.show(status.history);
+  showStages(status);
   showQueue(status.queue);
   showPlan(status.plan?.because ?? []);
   showReplicas($("devices"), status, now);
@@ -183,6 +186,24 @@ function showFigures({ queue, history }) {
     say(box.children[2], note);
   });
 }
+
+// Where the time of the last requests went, by what the sums have grown since some polls ago.
+function showStages({ latency, batch_rows: batches }) {
+  const now = Object.fromEntries(Object.entries(latency ?? {}).filter(([, each]) => each.counts).map(([name, each]) => [name, [total(each.counts), each.sum_s]]));
+  if (batches) now.rows = [total(batches.counts), batches.sum];
+  if (seen.length && (now.total?.[0] ?? 0) < (seen.at(-1).total?.[0] ?? 0)) seen.length = 0; // another balancer counts
+  seen.push(now);
+  if (seen.length > STAGES_POLLS) seen.shift();
+  const mean = (name) => {
+    const [[before, old], [after, sum]] = [seen[0][name] ?? [0, 0], now[name] ?? [0, 0]];
+    return after > before ? (sum - old) / (after - before) : null;
+  };
+  if (mean("compute") == null) return;
+  const parts = STAGES.map(([name, where]) => `${number(Math.max(0, mean(name) ?? 0))} ${where}`).join(", ");
+  say($("stages"), `Lately, on average: ${parts}; ${rate(mean("rows"))} rows in a batch.`);
+}
+
+const total = (counts) => counts.reduce((sum, each) => sum + each, 0);
 
 function showQueue(queue) {
   const lanes = queue.by_priority ? PRIORITIES.map((name) => [name, queue.by_priority[name] ?? 0]) : [["any", queue.queued]];

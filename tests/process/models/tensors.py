@@ -43,3 +43,13 @@ def described(value: Any) -> str:
     if isinstance(value, (bytes, list)):
         return f"bytes {value!r}"
     return f"{type(value).__module__} {value.dtype} {value.tolist()!r}"
+
+
+class Pair(Model):
+    """Two small tensors, which come back."""
+
+    max_batch_size = 8
+    inputs = outputs = (Tensor("number", "FP32", (ANY,)), Tensor("text", "BYTES"))
+
+    def predict(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return inputs
