@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -57,7 +58,8 @@ def instance(replicas: int, options: list[str]) -> Iterator[psutil.Process]:
         model.write_text(MODEL)
         environ = {name: value for name, value in os.environ.items() if not name.startswith("ORCH_")}
         environ |= {"ORCH_RUNTIME_DIR": f"{folder}/r", "ORCH_STATE_DIR": f"{folder}/s"}
-        command = [sys.executable, "-m", "orch_cli", "up", f"{model}:same", "--replicas", str(replicas), *options]
+        command = [sys.executable, "-m", "orch_cli", "up", f"{model}:same", "--http", "127.0.0.1:0"]
+        command += ["--replicas", str(replicas), *options]
         output = Path(folder) / "output"
         with output.open("wb") as file:
             process = psutil.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
@@ -101,6 +103,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("options", nargs="*", help="of `orch up`")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # the instance is stopped on the way out
     rates: list[dict[Thread, tuple[float, float]]] = []
     with instance(options.replicas, options.options) as supervisor:
         time.sleep(SETTLE_S)

@@ -65,6 +65,7 @@ class Back:
         self._gave_up = gave_up
         self.outlet = Outlet()
         self._workers: dict[Route, Worker] = {}
+        self._of_replica: dict[str, Worker] = {}  # the same
         self._pages: dict[str, StatusPage] = {}  # by replica, of open workers
         self._expected: dict[str, Expected] = {}
         self._dying: dict[str, tuple[Worker, float]] = {}  # by replica: dead since, without a cause so far
@@ -145,7 +146,7 @@ class Back:
 
     def lost(self, replica: str, generation: int, cause: Cause, running: tuple[int, ...]) -> None:
         """The supervisor says that a worker died, and why."""
-        worker = self._worker(replica)
+        worker = self._of_replica.get(replica)
         if worker is not None and worker.generation == generation:
             self._bury(worker, cause, running, is_dead=True)
 
@@ -155,7 +156,7 @@ class Back:
             if now - since >= VERDICT_S:
                 lives = worker.replica in self._unreachable
                 self._bury(worker, UNKNOWN_CAUSE, is_dead=not lives)
-                if lives and self._worker(worker.replica) is None:  # else it has just come back by itself
+                if lives and worker.replica not in self._of_replica:  # else it has just come back by itself
                     self._gave_up(worker)
 
     def next_deadline(self) -> float | None:
@@ -168,7 +169,7 @@ class Back:
         """Workers asked to drain that have nothing left; each is given once."""
         if not self._draining:
             return []
-        empty = [w for w in self._workers.values() if w.replica in self._draining and not w.outstanding]
+        empty = [worker for each in self._draining if not (worker := self._of_replica[each]).outstanding]
         self._draining.difference_update(worker.replica for worker in empty)
         return empty
 
@@ -195,7 +196,7 @@ class Back:
             return
         replica, now = expected.replica, time.monotonic()
         kept = [number for number in ready["kept"] if type(number) is int]
-        previous = self._worker(replica)
+        previous = self._of_replica.get(replica)
         if previous is not None:  # the same process on a new connection: it has dropped what it held
             self._bury(previous, Cause("reconnected", counts=False), running=())
         self._router.leases.leave_all((replica, expected.generation), but=kept)
@@ -205,7 +206,7 @@ class Back:
         if worker is None:
             log.error("worker %s serves %r, this instance %s", replica, ready["model"], self._router.models)
             return
-        self._workers[route] = worker
+        self._workers[route] = self._of_replica[replica] = worker
         self._pages[replica] = StatusPage(self._pages_fd, expected.slot)
         if not expected.accepting:
             self._drain(worker)
@@ -213,16 +214,13 @@ class Back:
         self.outlet.put(route, self._welcome)
         self._opened(expected)
 
-    def _worker(self, replica: str) -> Worker | None:
-        return next((worker for worker in self._workers.values() if worker.replica == replica), None)
-
     def _drain(self, worker: Worker) -> None:
         self._router.drain(worker)
         self._draining.add(worker.replica)
 
     def _process_died(self, pid: int) -> None:
         for expected in self._expected.values():
-            if expected.pid == pid and (worker := self._worker(expected.replica)) is not None:
+            if expected.pid == pid and (worker := self._of_replica.get(expected.replica)) is not None:
                 self._unreachable.discard(worker.replica)
                 self._died(worker)
 
@@ -241,7 +239,7 @@ class Back:
         if running is None:
             running = page.running()
         page.close()
-        self._workers.pop(worker.route, None)
+        del self._workers[worker.route], self._of_replica[worker.replica]
         self.outlet.drop(worker.route)
         worker.route.close()
         self._dying.pop(worker.replica, None)

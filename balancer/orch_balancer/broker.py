@@ -6,6 +6,7 @@ never decoded and large frames never copied.
 
 from __future__ import annotations
 
+import gc
 import math
 import secrets
 import time
@@ -34,6 +35,8 @@ MAX_WAIT_S = 3600.0
 # How long the last answers may take to be read.
 LINGER_S = 1.0
 UNIX = "unix://"
+# At least so long between two collections of what refers to itself, which are made when nothing is admitted.
+COLLECT_S = 60.0
 # A balancer that was started less than this ago may have been started in place of one that fell, whose clients have
 # not come back yet with what was accepted: it does not call itself empty.
 RESEND_GRACE_S = 1.0
@@ -102,6 +105,7 @@ class Broker:
         self._said_empty = False
         self._resent_at = time.monotonic() + RESEND_GRACE_S
         self._finished = False
+        self._collect_at = 0.0
 
     def run(self) -> int:
         """Serve until the supervisor says stop (OK) or is gone (ORPHANED)."""
@@ -116,6 +120,9 @@ class Broker:
             self._front.flush()
             self._handout.tend(self._router.leases.num_leased)
             self._report()
+            if now >= self._collect_at and not self._router.num_entries:
+                self._collect_at = now + COLLECT_S
+                gc.collect()
         until = time.monotonic() + LINGER_S
         while self._finished and self._to_clients.blocked and time.monotonic() < until:
             self._wait(RETRY_S)

@@ -48,6 +48,8 @@ RESEND_FACTOR = 2
 # A suspect that ran while its group fell this often is the killer. Once could be another's deed: ordinary requests run
 # on the group's other workers meanwhile.
 MAX_GROUP_STRIKES = 2
+# Requests ended in one pass because their deadlines have passed: a crowd of them keeps the loop no longer than that.
+MAX_EXPIRED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,8 +314,11 @@ class Router:
     # --- time ----------------------------------------------------------------------------------------------------
 
     def expire(self, now: float) -> list[Ended]:
-        """End what waits and is past its deadline. What runs is left to its client, which has its own clock."""
-        due = self._deadlines.due(int(now * NS))
+        """End what waits and is past its deadline, some of it at a time: the rest is due at once.
+
+        What runs is left to its client, which has its own clock.
+        """
+        due = itertools.islice(self._deadlines.due(int(now * NS)), MAX_EXPIRED)
         return [self._fail(entry, _too_late(entry, now)) for entry in due if entry.place is not DISPATCHED]
 
     def next_deadline(self) -> float | None:

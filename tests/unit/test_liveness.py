@@ -19,8 +19,8 @@ def test_requests_may_wait_in_a_worker_as_long_as_that() -> None:
     assert stalled(2.5, 3.0) == "it has had requests for 3.0 s and runs none (--timeout 2.5)"
 
 
-def test_the_shortest_timeout_says_how_often_to_look() -> None:
-    """Within bounds; where nobody has one, now and then."""
-    assert look_s([]) == look_s([0.0]) == look_s([300.0]) == MAX_LOOK_S
-    assert look_s([0.0, 50.0, 200.0]) == 1.0
-    assert look_s([0.1]) == MIN_LOOK_S
+def test_the_next_look_is_when_a_worker_could_first_stand_still() -> None:
+    """Within bounds; where nobody has a time-out, now and then."""
+    assert look_s([]) == look_s([300.0]) == MAX_LOOK_S
+    assert look_s([1.5, 50.0]) == 1.5
+    assert look_s([0.01, 1.5]) == look_s([-1.0]) == MIN_LOOK_S

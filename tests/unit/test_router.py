@@ -8,7 +8,7 @@ from orch import errors, wire
 from orch.wire import Flag, Kind, Priority, Record, repacked
 from orch_balancer.entry import Session
 from orch_balancer.pool import Worker
-from orch_balancer.router import NS, Assignment, Cause, Ended, Limits, Router
+from orch_balancer.router import MAX_EXPIRED, NS, Assignment, Cause, Ended, Limits, Router
 
 CRASH = Cause("died of SIGSEGV")
 KILLED = Cause("was killed (SIGKILL)", counts=True, convicts=False)
@@ -688,6 +688,20 @@ def test_a_deadline_that_passes_in_the_queue_ends_the_request_unrun() -> None:
     house.now = 200.0
     assert house.expire() == {}, "what runs is left to its client"
     assert house.answers("w0") == [("a", 2), ("a", 3)]
+
+
+def test_a_crowd_of_deadlines_is_ended_a_part_at_a_time() -> None:
+    """So that it keeps nobody waiting; the rest is due at once, and never lost."""
+    house = House()
+    for request_id in range(MAX_EXPIRED + 1):
+        house.asks(request_id, within=1.0)
+    house.now = 200.0
+    assert len(house.expire()) == MAX_EXPIRED
+    due = house.router.next_deadline()
+    assert due is not None
+    assert due < house.now
+    assert house.expire() == {MAX_EXPIRED: "deadline"}
+    assert house.router.next_deadline() is None
 
 
 def test_a_request_that_arrives_too_late_is_refused() -> None:

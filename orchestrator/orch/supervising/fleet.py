@@ -78,7 +78,7 @@ class Fleet:
         self.device_names: Mapping[str, str] = {}
         self.weights: Mapping[str, float] = {}  # by device
         self.starting_allowed = True
-        self._last_look = 0.0
+        self._next_look = 0.0
         self._short_since: float | None = None  # replicas wait for nothing but memory
         self.replicas: dict[str, Replica] = {}
         self.running: dict[str, Running] = {}
@@ -148,8 +148,7 @@ class Fleet:
         """Deadlines, hangs, and whose turn to load it is."""
         for replica in list(self.replicas.values()):
             self._perform(replica, replica.tick(now))
-        if now - self._last_look >= self._look_s():
-            self._last_look = now
+        if now >= self._next_look:
             self._look_for_hangs(now)
             if self.in_state(State.READY):
                 self._owner.wants_loads()
@@ -192,28 +191,35 @@ class Fleet:
             if (at := replica.next_deadline()) is not None and not (replica.state is State.BACKOFF and loads)
         ]
         if self.in_state(State.READY, State.DRAINING):
-            times.append(self._last_look + self._look_s())
+            times.append(self._next_look)
         if self._short_since is not None:
             times.append(self._clock() + ROOM_POLL_S)
         return min(times, default=None)
 
-    def _look_s(self) -> float:
-        return liveness.look_s(running.timeout_s for running in self.running.values())
-
     def _look_for_hangs(self, now: float) -> None:
+        left_s = []
         for replica_id, running in self.running.items():
-            if running.page.phase is Phase.RUNNING:
-                why = liveness.hung(running.timeout_s, now - running.page.progress_at_ns / 1e9)
-                if why is not None:
-                    self._give_up(replica_id, running, why)
+            age_s = now - running.page.progress_at_ns / 1e9 if running.page.phase is Phase.RUNNING else 0.0
+            why = liveness.hung(running.timeout_s, age_s)
+            if why is not None:
+                self._give_up(replica_id, running, why)
+            elif running.timeout_s:
+                left_s.append(running.timeout_s - age_s)
+        self._next_look = now + liveness.look_s(left_s)
+
+    def _look_within(self, seconds: float) -> None:
+        self._next_look = min(self._next_look, self._clock() + liveness.look_s([seconds]))
 
     def look_for_stalls(self, loads: Mapping[str, Mapping[str, float]]) -> None:
         """A worker that has requests and begins none of them: stopped, or stuck outside of the model's batches."""
         for replica_id, running in self.running.items():
-            if running.page.phase is Phase.IDLE:
-                why = liveness.stalled(running.timeout_s, loads.get(replica_id, {}).get("busy_s", 0.0))
+            if running.page.phase is Phase.IDLE and running.timeout_s:
+                busy_s = loads.get(replica_id, {}).get("busy_s", 0.0)
+                why = liveness.stalled(running.timeout_s, busy_s)
                 if why is not None:
                     self._give_up(replica_id, running, why)
+                else:
+                    self._look_within(running.timeout_s - busy_s)
 
     def _give_up(self, replica_id: str, running: Running, why: str) -> None:
         if not running.hung:
@@ -319,6 +325,7 @@ class Fleet:
         self.declared = facts
         running.load_s = self._clock() - running.started_at
         running.timeout_s = facts.get("timeout_s") or self._config.timeout_s
+        self._look_within(running.timeout_s)
         running.max_batch_size, running.batch_s = facts.get("max_batch_size", 1), facts.get("batch_s")
         ours = self.pids.get(replica.device, frozenset())
         running.footprint = measure.footprint_of(

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-# How often running batches are looked at: often enough that a hang is noticed within 2 % of its time-out, no oftener
-# than a wake-up costs, and no rarer than a person would wait.
-LOOKS_PER_TIMEOUT = 50
+# Between two looks: at least what a wake-up may cost, at most what a person would wait.
 MIN_LOOK_S, MAX_LOOK_S = 0.05, 5.0
 
 
-def look_s(timeouts_s: Iterable[float]) -> float:
-    """Seconds between two looks; 0 is no time-out."""
-    shortest = min((each for each in timeouts_s if each), default=0.0)
-    return min(MAX_LOOK_S, max(MIN_LOOK_S, shortest / LOOKS_PER_TIMEOUT)) if shortest else MAX_LOOK_S
+def look_s(left_s: Iterable[float]) -> float:
+    """Seconds until the next look. left_s: until each worker that has a time-out could stand still for that long."""
+    return min(MAX_LOOK_S, max(MIN_LOOK_S, min(left_s, default=MAX_LOOK_S)))
 
 
 def hung(timeout_s: float, batch_age_s: float) -> str | None:

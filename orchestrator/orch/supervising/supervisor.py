@@ -47,8 +47,8 @@ START_ATTEMPTS = 2
 
 # A request number of stats that no caller waits for.
 NOBODY = 0
-# Looks, seconds apart, that a balancer may leave unanswered before it counts as hung.
-MAX_LOOKS_UNANSWERED = 3
+# A balancer that leaves a question unanswered for longer counts as hung: it never works that long at one thing.
+BALANCER_HUNG_S = 10.0
 # Deaths of a balancer that never listened, after which the instance counts as unable to start.
 BALANCER_ATTEMPTS = 5
 # The arena is at most this part of the host's memory, or of the control group's.
@@ -87,7 +87,7 @@ class Supervisor:
         self._asking: dict[int, tuple[control.Caller, bool, float]] = {}  # callers of status, by request number
         self._num_asked = 0
         self._leavers: list[control.Caller] = []  # callers of down
-        self._looks_unanswered = 0
+        self._unanswered_since: float | None = None  # what the balancer was asked
         self._drain_overdue = False
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -290,11 +290,13 @@ class Supervisor:
 
     def wants_loads(self) -> None:
         """The balancer is asked; its answer goes to the fleet."""
-        if self._looks_unanswered >= MAX_LOOKS_UNANSWERED:
-            self._looks_unanswered = 0
+        now = self._clock()
+        if self._unanswered_since is None:
+            self._unanswered_since = now
+        elif now - self._unanswered_since >= BALANCER_HUNG_S:
+            self._unanswered_since = None
             self.report(Event("warning", "the balancer does not answer: killed, and started again"))
             self._balancer.kill()
-        self._looks_unanswered += 1
         self._balancer.send(do="stats", seq=NOBODY)
 
     def lost(self, replica: Replica, blame: Blame, tickets: tuple[int, ...]) -> None:
@@ -339,7 +341,7 @@ class Supervisor:
                 self._stats = message
             case "stats":
                 self._stats = message
-                self._looks_unanswered = 0
+                self._unanswered_since = None
                 self._fleet.look_for_stalls(message["workers"])
                 self._history.note(message, self._clock())
                 caller, recent, _ = self._asking.pop(message["seq"], (None, False, 0.0))
@@ -348,6 +350,7 @@ class Supervisor:
 
     def balancer_died(self, how: str) -> None:
         """It is started again, unless it was told to stop."""
+        self._unanswered_since = None
         if self._balancer.stopped:
             self._stop_gateways()
         elif not self._bound and self._balancer.restarts >= BALANCER_ATTEMPTS:
