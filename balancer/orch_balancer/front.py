@@ -13,7 +13,7 @@ from orch.errors import RemoteProtocolError, WorkerLost
 from orch.wire import AnyRecord, Flag, Kind, Received, Record, changed, repacked
 from orch_balancer.back import Back
 from orch_balancer.entry import Session
-from orch_balancer.outlet import Outlet, Route
+from orch_balancer.outlet import MAX_OUTBOX_BYTES, Outlet, Route
 from orch_balancer.peers import Watch
 from orch_balancer.router import Router
 
@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 # A stream of malformed messages is logged no more often than this.
 LOG_EVERY_S = 1.0
+# Who speaks for many may leave so many times as much unread as others.
+MANY = 16
 MAX_DEADLINE_NS = 2**63 - 1
 # Looked up once: they are asked of every record.
 REQUEST, BUDGET = int(Kind.REQUEST), Flag.BUDGET
@@ -94,6 +96,8 @@ class Front:
             self.outlet.drop(known.route)
             known.route.close()
         session = self._router.hello(session_id, route, hello["window"])
+        if session.limit > self._router.limits.per_client:
+            self.outlet.allow(route, MANY * MAX_OUTBOX_BYTES)
         session.maps = False
         self._router.leases.forget(session_id)  # it has begun anew, and uses nothing that it had
         self._sessions[route] = session

@@ -38,6 +38,11 @@ class Outlet:
     def __init__(self) -> None:
         self._pending: dict[Route, list[Piece]] = {}
         self._blocked: set[Route] = set()
+        self._allowed: dict[Route, int] = {}  # where it is not MAX_OUTBOX_BYTES
+
+    def allow(self, route: Route, num_bytes: int) -> None:
+        """Let so much wait for a peer, until it is dropped."""
+        self._allowed[route] = num_bytes
 
     def put(self, route: Route, record: AnyRecord) -> None:
         """Send with the next `flush`."""
@@ -82,13 +87,14 @@ class Outlet:
     def drop(self, route: Route) -> None:
         """Forget what was meant for a peer."""
         self._pending.pop(route, None)
+        self._allowed.pop(route, None)
         self._blocked.discard(route)
 
     def _send(self, route: Route, pieces: Sequence[Piece]) -> bool:
         for message in wire.pack(pieces):
             if route in self._blocked:
                 held = route.unsent_bytes
-                if held and held + payload.nbytes(message[0], message[1:]) > MAX_OUTBOX_BYTES:
+                if held and held + payload.nbytes(message[0], message[1:]) > self._allowed.get(route, MAX_OUTBOX_BYTES):
                     return False
             sent = route.send(message)
             if sent is None:

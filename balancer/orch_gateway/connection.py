@@ -32,11 +32,12 @@ CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Site(Protocol):
-    """What a connection needs of its server."""
+    """What a connection needs of its server. buffer: what is read goes here, and is taken from here at once."""
 
     max_body_bytes: int
     keep_alive_s: float
     date: bytes
+    buffer: memoryview
     draining: bool
     connections: set[Connection]
 
@@ -50,12 +51,14 @@ class Site(Protocol):
         """An answer was written; num_bytes: of its body."""
 
 
-class Connection(asyncio.Protocol):
-    """Owns one client's socket, and the one request of it that is served."""
+class Connection(asyncio.BufferedProtocol):
+    """Owns one client's socket, and the one request of it that is served: all of them by one task, in turn."""
 
     def __init__(self, site: Site, loop: asyncio.AbstractEventLoop) -> None:
         self._site, self._loop = site, loop
         self._task: asyncio.Task[None] | None = None
+        self._next: asyncio.Future[tuple[Request, bool]] = loop.create_future()  # which the task waits for
+        self._is_serving = False
         self._closing = False
         self._drained: asyncio.Future[None] | None = None
         self._idle_until = time.monotonic() + site.keep_alive_s
@@ -80,10 +83,18 @@ class Connection(asyncio.Protocol):
             self._task.cancel()
         self.resume_writing()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        room = self._reading.room
+        return self._site.buffer if room is None else room
+
+    def buffer_updated(self, num_bytes: int) -> None:
         if self._closing:
             return
-        self._reading.feed(data, time.monotonic())
+        reading = self._reading
+        if reading.room is None:
+            reading.feed(self._site.buffer[:num_bytes], time.monotonic())
+        else:
+            reading.filled(num_bytes, time.monotonic())
         self._go_on()
 
     def pause_writing(self) -> None:
@@ -101,9 +112,12 @@ class Connection(asyncio.Protocol):
         reading = self._reading
         if self._transport.is_closing():
             return
-        if self._task is None:
-            if reading.waiting:
-                self._task = self._loop.create_task(self._serve(*reading.waiting.popleft()))
+        if not self._is_serving:
+            if reading.waiting and not self._next.done():
+                self._is_serving = True
+                self._next.set_result(reading.waiting.popleft())
+                if self._task is None:
+                    self._task = self._loop.create_task(self._serve())
             elif reading.refusal is not None:
                 self._say_refusal(reading.refusal)
             elif reading.is_over:
@@ -119,38 +133,44 @@ class Connection(asyncio.Protocol):
     def _say_refusal(self, response: Response) -> None:
         if not self._closing:
             self._closing = True
-            self._write([self._head(response, keep_alive=False), *response.buffers])
+            self._write([self._head(response, response.num_bytes, keep_alive=False), *response.buffers])
             if self._transport.can_write_eof():
                 self._transport.write_eof()
             self._idle_until = time.monotonic() + LINGER_S
 
-    async def _serve(self, request: Request, keep_alive: bool) -> None:
-        try:
-            response = await self._site.handle(request)
-            keep_alive = keep_alive and not self._site.draining and not self._reading.is_over
-            num_bytes = await self._send(request, response, keep_alive=keep_alive)
-            self._site.answered(request, response, num_bytes)
-        except Exception:  # a part of a stream could not be made: the client must not take it for the end
-            log.exception("an answer to %s %s broke off", request.method, request.path)
-            self._transport.abort()
-            return
-        finally:
-            self._task = None
-            self._let_go(min(len(request.body), self._held_bytes))
-        if keep_alive and not self._closing:
+    async def _serve(self) -> None:
+        while await self._serve_one(*await self._next):
             now = time.monotonic()
             self._idle_until = now + self._site.keep_alive_s
             self._reading.restart_clock(now)
+            self._next = self._loop.create_future()
             self._go_on()
-        else:
-            self._closing = True
-            self._transport.close()
+        self._closing = True
+        self._transport.close()
 
-    async def _send(self, request: Request, response: Response, *, keep_alive: bool) -> int:
-        if response.parts is not None:
-            return await self._send_parts(request, response, response.parts, keep_alive=keep_alive)
-        head = self._head(response, keep_alive=keep_alive)
+    async def _serve_one(self, request: Request, keep_alive: bool) -> bool:
+        """Whether the connection stays."""
+        site = self._site
+        try:
+            response = await site.handle(request)
+            keep_alive = keep_alive and not site.draining and not self._reading.is_over
+            if response.parts is None:
+                num_bytes = self._send(request, response, keep_alive=keep_alive)
+            else:
+                num_bytes = await self._send_parts(request, response, response.parts, keep_alive=keep_alive)
+            site.answered(request, response, num_bytes)
+        except Exception:  # a part of a stream could not be made: the client must not take it for the end
+            log.exception("an answer to %s %s broke off", request.method, request.path)
+            self._transport.abort()
+            return False
+        finally:
+            self._is_serving = False
+            self._let_go(min(len(request.body), self._held_bytes))
+        return keep_alive and not self._closing
+
+    def _send(self, request: Request, response: Response, *, keep_alive: bool) -> int:
         num_bytes = response.num_bytes
+        head = self._head(response, num_bytes, keep_alive=keep_alive)
         if request.method == "HEAD" or not num_bytes:
             self._write([head])
         elif num_bytes < SMALL_BODY_BYTES:
@@ -180,10 +200,10 @@ class Connection(asyncio.Protocol):
             await parts.aclose()
         return num_bytes
 
-    def _head(self, response: Response, *, keep_alive: bool) -> bytes:
-        framing: Header | None = (b"content-length", b"%d" % response.num_bytes)
-        if response.status in BODILESS:
-            framing = None
+    def _head(self, response: Response, num_bytes: int, *, keep_alive: bool) -> bytes:
+        framing: Header | None = None
+        if response.status not in BODILESS:
+            framing = (b"content-length", b"%d" % num_bytes)
         return head_of(response, date=self._site.date, keep_alive=keep_alive, framing=framing)
 
     def _write(self, buffers: Sequence[Buffer]) -> None:
@@ -207,7 +227,7 @@ class Connection(asyncio.Protocol):
             self._unsent, self._unsent_since = unsent, now
         elif now - self._unsent_since > STALL_S:
             self._transport.abort()
-        if self._task is not None:
+        if self._is_serving:
             return
         if self._reading.is_amid and not self._closing:
             if now > self._reading.deadline:
@@ -218,10 +238,10 @@ class Connection(asyncio.Protocol):
 
     def drain(self) -> None:
         """Take no further request; an idle connection is closed now, another with its answer."""
-        if self._task is None and not self._reading.is_amid and not self._reading.waiting:
+        if not self._is_serving and not self._reading.is_amid and not self._reading.waiting:
             self._transport.close()
 
     @property
     def is_busy(self) -> bool:
         """Whether a request is under way, or an answer of it unsent."""
-        return self._task is not None or bool(self._transport.get_write_buffer_size())
+        return self._is_serving or bool(self._transport.get_write_buffer_size())

@@ -18,7 +18,7 @@ LEVEL: Final = 1
 WORTH_BYTES: Final = 1024
 
 
-def unfold(body: bytes, encoding: str, limit: int) -> bytes:
+def unfold(body: bytes | memoryview, encoding: str, limit: int) -> bytes | memoryview:
     """The body that `encoding` (of Content-Encoding) stands for, of at most `limit` bytes.
 
     Raises:
@@ -50,7 +50,7 @@ def unfold(body: bytes, encoding: str, limit: int) -> bytes:
     return b"".join(pieces)
 
 
-def _has_zlib_header(body: bytes) -> bool:
+def _has_zlib_header(body: bytes | memoryview) -> bool:
     """RFC 1950, 2.2: method 8, and a check that makes the first two bytes a multiple of 31."""
     return len(body) > 1 and body[0] & 0x0F == zlib.DEFLATED and (body[0] << 8 | body[1]) % 31 == 0
 

@@ -76,6 +76,8 @@ class Traces(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         async def call(request: Any, context: Any) -> Any:
             span = self._tracing.begin(name, headers, {"rpc.system": "grpc", "rpc.method": "ModelInfer"})
+            if not span.is_sampled:
+                return await handler.unary_unary(request, context)
             with span.told_times(lambda _: context.code().name if context.code() else "CANCELLED"):
                 answer = await handler.unary_unary(request, context)
             span.end({"rpc.grpc.status_code": grpc.StatusCode.OK.value[0]})

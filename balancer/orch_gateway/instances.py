@@ -8,7 +8,6 @@ or the value alone of a single one, and its lists become arrays.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -77,22 +76,9 @@ def written(value: Any) -> bytes:
         BadResult: JSON has no word for it.
     """
     try:
-        text = plain.dumps(value)
-        if b"NaN" in text or b"Infinity" in text:  # or in a text of the output, which stays as it is
-            text = plain.dumps(_finite(plain.loads(text)))
+        return plain.dumps(value)
     except ValueError as err:
         raise BadResult(f"the model's output cannot be said in JSON: {err}") from None
-    return text
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    return value
 
 
 # --- declared inputs ---------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ BODILESS: Final = frozenset({204, 304})
 class Request:
     """One request, its body read to the end.
 
-    headers: names in lower case; the values of one that was repeated are joined by ", ".
+    headers: names in lower case; the values of one that was repeated are joined by ", ". body: a large one is memory of
+    its own, which nobody writes to any more.
     is_old: HTTP/1.0. began: when its head was complete, in monotonic seconds. request_id: the client's, or
     one made for it. key: the name of the key that it came with. route: the template that its path fits.
     """
@@ -33,7 +34,7 @@ class Request:
     path: str
     query: str
     headers: dict[bytes, bytes]
-    body: bytes = b""
+    body: bytes | memoryview = b""
     peer: str = ""
     is_old: bool = False
     began: float = 0.0

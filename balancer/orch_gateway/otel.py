@@ -16,6 +16,7 @@ from importlib.metadata import entry_points
 from typing import Any, Final
 
 from opentelemetry import propagate, trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -53,7 +54,8 @@ class Tracing:
 
     def begin(self, name: str, headers: Mapping[str, str], attributes: Attributes) -> Span:
         """The span of a request, below the one that its headers (names in lower case) tell of."""
-        context = propagate.extract({field: headers[field] for field in self._fields if field in headers})
+        given = {field: headers[field] for field in self._fields if field in headers}
+        context = propagate.extract(given) if given else Context()
         kind = trace.SpanKind.SERVER
         return Span(self._tracer, self._tracer.start_span(name, context, kind, dict(attributes)))
 
@@ -62,6 +64,8 @@ class Tracing:
         headers = {field: request.header(field.encode()) for field in self._fields if field.encode() in request.headers}
         about = {"http.request.method": request.method, "url.path": request.path, "client.address": request.peer}
         span = self.begin(request.method, headers, about)
+        if not span.is_sampled:
+            return await handle(request)
         with span.told_times():
             response = await handle(request)
         span.name(f"{request.method} {request.route}")
@@ -96,6 +100,11 @@ class Span:
         self._num_rows = 0
         self._slowest: Times | None = None
 
+    @property
+    def is_sampled(self) -> bool:
+        """Whether anybody will see it; otherwise there is nothing to tell it, nor to end."""
+        return self._span.is_recording()
+
     def name(self, name: str) -> None:
         """What it is, once that is known."""
         self._span.update_name(name)
@@ -119,7 +128,7 @@ class Span:
         if error:
             span.set_attribute("error.type", error)
             span.set_status(trace.StatusCode.ERROR)
-        if slowest is not None and span.is_recording():
+        if slowest is not None:
             span.set_attribute("orch.rows", self._num_rows)
             within = trace.set_span_in_context(span)
             for name, began_ns, ended_ns in slowest.stages:

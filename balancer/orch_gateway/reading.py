@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import httptools
+import numpy as np
 
 from orch_gateway.messages import Request, Response, split_target
 from orch_gateway.refusals import refusal
@@ -23,6 +24,8 @@ MAX_HEADERS: Final = 128
 HEAD_S: Final = 20.0
 BODY_S: Final = 20.0
 MIN_BYTES_PER_S: Final = 500
+# A body of so many bytes, if its length is told, is read to where it stays: past the parser, which would copy it twice.
+LARGE_BODY_BYTES: Final = 64 * 1024
 
 
 @dataclass(slots=True)
@@ -34,6 +37,7 @@ class _Arriving:
     num_headers: int = 0
     head_bytes: int = 0
     head_done: bool = False
+    is_large: bool = False
     pieces: list[bytes] = field(default_factory=list)
     body_bytes: int = 0
     method: str = ""
@@ -44,7 +48,8 @@ class Reading:
     """Owns what has been read of a connection. hold: takes bytes of a body into account; False: they are too many.
 
     deadline: when more has to have come of the request that arrives; infinite while none does. wants_body: a client
-    waits to be told that its body is welcome. is_over: what follows the last request is not HTTP/1.1.
+    waits to be told that its body is welcome. is_over: what follows the last request is not HTTP/1.1. room: where the
+    rest of a large body is to be read to; None: nowhere, `feed` takes what comes.
     """
 
     def __init__(self, peer: str, max_body_bytes: int, hold: Callable[[int], bool]) -> None:
@@ -57,13 +62,15 @@ class Reading:
         self.deadline = math.inf
         self.wants_body = False
         self.is_over = False
+        self.room: memoryview | None = None
+        self._body = memoryview(b"")  # of which `room` is the end
 
     @property
     def is_amid(self) -> bool:
         """Whether a request has begun to arrive."""
         return self._arriving is not None
 
-    def feed(self, data: bytes, now: float) -> None:
+    def feed(self, data: bytes | memoryview, now: float) -> None:
         """What has come. Whole requests are in `waiting` then."""
         if self.refusal is not None or self.is_over:
             return
@@ -75,15 +82,33 @@ class Reading:
         except httptools.HttpParserError:
             self.refuse(refusal(400, "this is no HTTP/1.1 request"))
         arriving = self._arriving
-        if arriving is not None and not arriving.head_done:
+        if arriving is None:
+            return
+        if not arriving.head_done:
             arriving.head_bytes += len(data)
             if arriving.head_bytes > MAX_HEAD_BYTES:
                 self.refuse(refusal(431, f"the headers have more than {MAX_HEAD_BYTES} bytes"))
+        elif arriving.is_large:
+            self._make_room(arriving)
+
+    def filled(self, num_bytes: int, now: float) -> None:
+        """So many bytes have come to the beginning of `room`."""
+        arriving, room = self._arriving, self.room
+        if arriving is None or room is None:
+            return
+        self._now = now
+        self._count(arriving, num_bytes)
+        if self.room is None:  # they were too many
+            return
+        self.room = room[num_bytes:]
+        if num_bytes == len(room):
+            self._complete(self._body)
 
     def refuse(self, response: Response) -> None:
         """Answer what arrives with an error, after what came before it."""
         if self.refusal is None:
             self.refusal, self._arriving, self.deadline = response, None, math.inf
+            self.room, self._body = None, memoryview(b"")
 
     def restart_clock(self, now: float) -> None:
         """What was read ahead of its turn gets its time anew."""
@@ -122,9 +147,11 @@ class Reading:
         arriving.method = self._parser.get_method().decode("ascii")
         self.deadline = self._now + BODY_S
         headers = arriving.headers
+        num_bytes = int(headers.get(b"content-length") or b"0")
+        arriving.is_large = num_bytes >= LARGE_BODY_BYTES and b"upgrade" not in headers
         if b"host" not in headers and self._parser.get_http_version() == "1.1":
             self.refuse(refusal(400, "an HTTP/1.1 request needs a Host header"))
-        elif int(headers.get(b"content-length") or b"0") > self._max_body_bytes:
+        elif num_bytes > self._max_body_bytes:
             self._refuse_body()
         elif headers.get(b"expect", b"").lower() == b"100-continue":
             self.wants_body = True
@@ -134,28 +161,50 @@ class Reading:
         if arriving is None:
             return
         arriving.pieces.append(piece)
-        arriving.body_bytes += len(piece)
+        self._count(arriving, len(piece))
+
+    def on_message_complete(self) -> None:
+        if self._arriving is not None:
+            pieces = self._arriving.pieces
+            self._complete(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+
+    # --- a body --------------------------------------------------------------------------------------------------
+
+    def _count(self, arriving: _Arriving, num_bytes: int) -> None:
+        arriving.body_bytes += num_bytes
         self.deadline = arriving.began + BODY_S + arriving.body_bytes / MIN_BYTES_PER_S
-        if not self._hold(len(piece)):
+        if not self._hold(num_bytes):
             self.refuse(refusal(503, "too many bytes of requests are being read; try again", code="busy"))
         elif arriving.body_bytes > self._max_body_bytes:
             self._refuse_body()
 
-    def on_message_complete(self) -> None:
+    def _make_room(self, arriving: _Arriving) -> None:
+        """For the whole of a large body, of which the parser has given what it had."""
+        begun = b"".join(arriving.pieces)
+        # Memory that nobody clears first, and that the kernel does not give before something is written to it.
+        self._body = np.empty(int(arriving.headers[b"content-length"]), np.uint8).data
+        self._body[: len(begun)] = begun
+        self.room = self._body[len(begun) :]
+
+    def _complete(self, body: bytes | memoryview) -> None:
         arriving, self._arriving = self._arriving, None
         if arriving is None:
             return
+        parser = self._parser
+        if self.room is not None:  # the parser waits for what has passed it by: the next request gets another
+            self.room, self._body = None, memoryview(b"")
+            self._parser = httptools.HttpRequestParser(self)
         self.deadline, self.wants_body = math.inf, False
         try:
             path, query = split_target(arriving.target)
         except ValueError:
             self.refuse(refusal(400, "the request's target is no path"))
             return
-        pieces = arriving.pieces
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        is_old = self._parser.get_http_version() == "1.0"
+        stays = parser.should_keep_alive()
+        # HTTP/1.0 stays only if it says so; to ask for the version costs more than the rest.
+        is_old = (not stays or b"connection" in arriving.headers) and parser.get_http_version() == "1.0"
         request = Request(arriving.method, path, query, arriving.headers, body, self._peer, is_old, arriving.began)
-        self.waiting.append((request, self._parser.should_keep_alive()))
+        self.waiting.append((request, stays))
 
     def _refuse_body(self) -> None:
         limit = self._max_body_bytes

@@ -61,14 +61,18 @@ class Running:
         if EVENTS in request.headers.get(b"accept", b""):
             return await self.stream(request, model)
         spec = self._models.taking(model)
-        asked = instances.asked(self._body(request), request.media_type, spec.inputs)
-        outputs = await self._service.many(asked.rows, _options(request, spec.name))
+        asked = instances.asked(bytes(self._body(request)), request.media_type, spec.inputs)
+        options = _options(request, spec.name)
+        if len(asked.rows) == 1:
+            outputs = [await self._service.one(asked.rows[0], options)]
+        else:
+            outputs = await self._service.many(asked.rows, options)
         return instances.answer(outputs, many=asked.many)
 
     async def stream(self, request: Request, model: str = "") -> Response:
         """One input; an event for each part, then the event "end", or "error"."""
         spec = self._models.taking(model)
-        asked = instances.asked(self._body(request), request.media_type, spec.inputs)
+        asked = instances.asked(bytes(self._body(request)), request.media_type, spec.inputs)
         if asked.many:
             raise BadRequest("a stream is of one input; leave out 'instances'")
         parts = self._service.stream(asked.rows[0], _options(request, spec.name))
@@ -109,7 +113,7 @@ class Running:
 
         return await _events(parts, event, lambda message, _code: generate.event({"error": message}), b"")
 
-    def _body(self, request: Request) -> bytes:
+    def _body(self, request: Request) -> bytes | memoryview:
         encoding = request.headers.get(b"content-encoding")
         if encoding is None:
             return request.body

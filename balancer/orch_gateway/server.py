@@ -23,6 +23,8 @@ BACKLOG: Final = 1024
 # Bodies that are being read or served, in all: so many of the largest ones. Beyond it a request is refused.
 LARGEST_BODIES: Final = 8
 TLS_HANDSHAKE_S: Final = 10.0
+# Taken in by one read, unless it is the rest of a large body.
+READ_BYTES: Final = 32 * 1024
 
 Handle = Callable[[Request], Awaitable[Response]]
 Answered = Callable[[Request, Response, int], None]
@@ -43,6 +45,7 @@ class Server:
     ) -> None:
         self.handle, self.answered = handle, answered
         self.max_body_bytes, self.keep_alive_s = max_body_bytes, keep_alive_s
+        self.buffer = memoryview(bytearray(READ_BYTES))
         self.draining = False
         self.connections: set[Connection] = set()
         self._max_connections = max_connections
@@ -86,7 +89,7 @@ class Server:
         if self._looking is not None:
             self._looking.cancel()
 
-    def _connect(self) -> asyncio.Protocol:
+    def _connect(self) -> asyncio.BaseProtocol:
         if len(self.connections) >= self._max_connections:
             return _Refused(self.date)
         return Connection(self, asyncio.get_running_loop())

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from orch import AsyncClient
 
@@ -19,8 +18,7 @@ PriorityName = Literal["high", "normal", "low"]
 TIMES: ContextVar[Callable[[int, float, float], None] | None] = ContextVar("times", default=None)
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """How the rows of one HTTP request are to be run. timeout_s: None: as long as it takes."""
 
     model: str | None = None
@@ -35,14 +33,15 @@ class Service:
         # Every HTTP client's requests are this one's: who waits, waits in the balancer.
         self._client = AsyncClient(endpoint, window=MANY)
 
-    async def one(self, row: Any, options: Options) -> Any:
+    def one(self, row: Any, options: Options) -> Awaitable[Any]:
         """The answer to one row."""
         told = TIMES.get()
-        return await self._client.request(
+        model, timeout_s, priority = options
+        return self._client.request(
             row,
-            timeout=options.timeout_s,
-            model=options.model,
-            priority=cast("PriorityName", options.priority),
+            timeout=timeout_s,
+            model=model,
+            priority=cast("PriorityName", priority),
             on_times=None if told is None else functools.partial(told, time.time_ns()),
         )
 

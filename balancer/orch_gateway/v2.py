@@ -12,6 +12,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import orjson
+
 from orch.model import ANY, Tensor
 from orch_gateway import plain
 from orch_gateway.answers import join
@@ -28,9 +31,25 @@ from orch_gateway.inference import (
     unsigned,
     wanted,
 )
-from orch_gateway.tensors import DTYPES, Elements, Shape, Unfit, from_binary, from_json, to_binary, to_json
+from orch_gateway.tensors import (
+    BINARY_ONLY,
+    DTYPES,
+    Array,
+    Elements,
+    Shape,
+    Unfit,
+    from_binary,
+    from_json,
+    to_binary,
+    to_json,
+)
 
+OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_SUBCLASS
 SOURCES = ("data", "binary_data_size", "shared_memory_region")
+
+
+class NotJson(list[Any]):
+    """Numbers that JSON cannot say."""
 
 
 def parse(body: Any, header_length: int | None, spec: ModelSpec, version: str = "") -> Inference:
@@ -88,7 +107,7 @@ def respond(inference: Inference, spec: ModelSpec, results: Sequence[Any]) -> tu
     answer: dict[str, Any] = {"model_name": spec.name, "model_version": inference.version, "outputs": described}
     if inference.id:
         answer["id"] = inference.id
-    parts[0] = json.dumps(answer, separators=(",", ":")).encode()
+    parts[0] = _written(answer)
     return parts, len(parts[0]) if any(wish.binary for wish in inference.outputs) else None
 
 
@@ -229,8 +248,19 @@ def _list(holder: Mapping[str, Any], name: str, items: type = dict) -> list[Any]
 # --- an answer ---------------------------------------------------------------------------------------------------
 
 
-def _data(parts: Sequence[Elements], datatype: str, name: str) -> list[Any]:
+def _data(parts: Sequence[Elements], datatype: str, name: str) -> Any:
+    if datatype not in ("BYTES", *BINARY_ONLY):
+        array: Array = np.concatenate(parts) if len(parts) > 1 else np.asarray(parts[0])
+        # Triton writes what is not finite, and tritonclient reads it. It is no JSON, and orjson would say null.
+        return array if array.dtype.kind != "f" or np.isfinite(array).all() else NotJson(array.tolist())
     try:
         return [element for row in parts for element in to_json(row, datatype)]
     except Unfit as err:
         raise BadRequest(f"{err} for output '{name}'") from err
+
+
+def _written(answer: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(answer, option=OPTIONS)
+    except orjson.JSONEncodeError:  # NotJson, or an id with half of a surrogate pair
+        return json.dumps(answer, default=np.ndarray.tolist, separators=(",", ":")).encode()

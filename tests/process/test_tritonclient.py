@@ -33,7 +33,12 @@ EMPTY = {**SHAPES, "any": (0,), "pairs": (0, 2)}
 BATCHES = (1, 3, 8)
 # How inputs and outputs travel: all in binary, all in JSON, in turns, or (outputs) as the client has it by default.
 FORMS = [
-    (sent, answered) for sent in ("binary", "json", "mixed") for answered in ("binary", "json", "mixed", "default")
+    ("binary", "binary"),
+    ("binary", "json"),
+    ("binary", "default"),
+    ("json", "binary"),
+    ("json", "json"),
+    ("mixed", "mixed"),
 ]
 
 
@@ -182,7 +187,7 @@ def fronts(place: Place, target: str) -> Iterator[dict[str, Front]]:
 def test_every_tensor_over_http(mirror: dict[str, Front], name: str, sends: str, takes: str, num_rows: int) -> None:
     """Each datatype, shape and size of a batch, in binary and in JSON both ways; and open sizes that are 0."""
     front = mirror[name]
-    for shapes in (SHAPES, EMPTY):
+    for shapes in (SHAPES, EMPTY) if num_rows == 3 else (SHAPES,):
         given = columns(num_rows, shapes)
         wishes = None if takes == "default" else wished(http, given, takes)
         answer = front.ask("Mirror", sent(http, given, sends), outputs=wishes, request_id=f"{num_rows}")
@@ -194,7 +199,7 @@ def test_every_tensor_over_http(mirror: dict[str, Front], name: str, sends: str,
 @pytest.mark.parametrize("name", ["grpc", "grpc.aio"])
 def test_every_tensor_over_grpc(mirror: dict[str, Front], name: str, num_rows: int) -> None:
     """The same."""
-    for shapes in (SHAPES, EMPTY):
+    for shapes in (SHAPES, EMPTY) if num_rows == 3 else (SHAPES,):
         given = columns(num_rows, shapes)
         for wishes in (None, wished(grpc, given)):
             answer = mirror[name].ask("Mirror", sent(grpc, given), outputs=wishes, request_id=f"{num_rows}")

@@ -102,6 +102,13 @@ def plain(datatype: str, flat: Sequence[Any]) -> list[Any]:
     return [each.decode() for each in flat] if datatype == "BYTES" else list(flat)
 
 
+def from_json(datatype: str, data: Sequence[Any]) -> list[Any]:
+    """The elements that JSON stands for: a number is the datatype's nearest."""
+    if datatype == "FP32":
+        return [struct.unpack("<f", struct.pack("<f", each))[0] for each in data]
+    return [each.encode() for each in data] if datatype == "BYTES" else list(data)
+
+
 def tensors_of(parts: Sequence[Any], header_length: int | None) -> dict[str, tuple[str, list[int], list[Any]]]:
     """What a client reads in an answer: by name, the datatype, the shape, and the elements, flat."""
     body = b"".join(bytes(part) for part in parts)
@@ -110,7 +117,7 @@ def tensors_of(parts: Sequence[Any], header_length: int | None) -> dict[str, tup
     for output in json.loads(head)["outputs"]:
         number = count(output["shape"])
         if "data" in output:
-            flat = [each.encode() for each in output["data"]] if output["datatype"] == "BYTES" else output["data"]
+            flat = from_json(output["datatype"], output["data"])
             assert len(flat) == number
         else:
             size = output["parameters"]["binary_data_size"]

@@ -12,6 +12,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # the benchmarks are 
 
 from benchmarks.peers import bodies, figures, targets
 from benchmarks.peers.figures import Sample
+from benchmarks.peers.rows import BY_NAME as ROWS
 from benchmarks.peers.workloads import POINTS, ideal
 
 BY_NAME = {point.name: point for point in POINTS}
@@ -123,6 +124,27 @@ def test_a_target_is_held_against_the_one_it_names() -> None:
     assert told["batch-256: requests/s >= 0.97 x the ideal"] == ("0.90 x", "no")
     assert told["batch-256: p99 <= 1.2 x the ideal"] == ("1.10 x", "yes")
     assert told["echo-64: requests/s >= 2 x nginx_uvicorn"] == ("not measured", "-")
+
+
+def test_what_http_reaches_is_told_apart() -> None:
+    """Each number of gateways is held against the same servers, in the same rounds."""
+    found = {"orch": [row()], "orch_http": [row(rps=90)], "orch_http2": [row(rps=120)], "mosec": [row(rps=100)]}
+    told = {text: kept for text, _, kept in targets.verdicts({"points": {"tensor-16": found}, "kills": {}})}
+    assert told["tensor-16: orch_http's requests/s >= 1 x mosec"] == "no"
+    assert told["tensor-16: orch_http2's requests/s >= 1 x mosec"] == "yes"
+    assert told["tensor-16: requests/s >= 3 x mosec"] == "no"
+    assert told["echo-64: orch_http's requests/s >= 8 x litserve"] == "-"
+
+
+def test_a_gateway_is_ours_and_takes_tensors_elsewhere() -> None:
+    """It runs in our environment, whoever drives it."""
+    gateway, peer = ROWS["orch_http"], ROWS["mosec"]
+    assert (gateway.is_peer, peer.is_peer) == (False, True)
+    assert gateway.asked("echo") == ("/predict", bodies.BYTES)
+    assert gateway.asked("tensor") == ("/v2/models/HttpMean/infer", bodies.RAW)
+    assert peer.asked("tensor") == peer.asked("echo") == ("/inference", bodies.BYTES)
+    headers, body = bodies.wrapped(bodies.RAW, b"abc")
+    assert (headers["Inference-Header-Content-Length"], body) == ("0", b"abc")
 
 
 def test_a_kill_must_cost_nothing_and_be_over_as_soon_as_for_others() -> None:

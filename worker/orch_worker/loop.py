@@ -64,11 +64,12 @@ class Loop:
         self._work = Work(engine, page, self._shared)
         self._failure: BaseException | None = None
         self._stopping = False
-        signal.signal(signal.SIGTERM, self._on_term)
         self._connection = Connection(path, link)
+        signal.signal(signal.SIGTERM, self._on_term)
 
     def _on_term(self, *_: object) -> None:
         self._stopping = True
+        self._connection.wake()  # the other thread may have looked already
 
     # --- the loop ------------------------------------------------------------------------------------------------
 
