@@ -5,28 +5,14 @@ from __future__ import annotations
 import contextlib
 import gc
 import resource
-import select
 import signal
 import socket
 import sys
 
-from orch.child import become_child
+from orch.child import become_child, first_messages
 from orch.errors import Exit, OrchError
-from orch.link import Link, Message
+from orch.link import Link
 from orch_balancer.broker import Broker, Settings
-
-# The supervisor writes the settings right after it starts us.
-FIRST_WORDS_S = 10.0
-
-
-def first_messages(link: Link) -> list[Message]:
-    """What the supervisor says first: the settings, and perhaps more behind them."""
-    messages: list[Message] = []
-    while not messages and not link.closed:
-        if not select.select([link], [], [], FIRST_WORDS_S)[0]:
-            break
-        messages = link.receive()
-    return messages
 
 
 def main(argv: list[str]) -> int:

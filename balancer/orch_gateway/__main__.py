@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import gc
 import resource
-import select
 import signal
 import socket
 import sys
 
 import uvloop
 
-from orch.child import become_child
+from orch.child import become_child, first_messages
 from orch.errors import Exit, OrchError
 from orch.link import Link, Message
 from orch.payload import leave_torch_out
 from orch_gateway.gateway import Gateway, Settings
 from orch_gateway.memory import keep_memory
 
-# The supervisor writes the settings right after it starts us.
-FIRST_WORDS_S = 10.0
 # Objects between two collections. Requests are freed as they end, and what waits would be looked through in vain.
 GC_EVERY = 50_000
 # Descriptors beside those of connections: the link, the listening sockets, the balancer's, files.
 MORE_FILES = 128
-
-
-def first_messages(link: Link) -> list[Message]:
-    """What the supervisor says first: the settings, and perhaps more behind them."""
-    messages: list[Message] = []
-    while not messages and not link.closed:
-        if not select.select([link], [], [], FIRST_WORDS_S)[0]:
-            break
-        messages = link.receive()
-    return messages
 
 
 async def serve(messages: list[Message], link: Link, sockets: list[socket.socket]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import select
 import signal
 import socket
 import sys
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orch.child import become_child
+from orch.child import become_child, first_messages
 from orch.errors import ConfigError, Exit
 from orch.link import Link
 from orch.page import Phase, StatusPage
@@ -25,8 +24,6 @@ from orch_worker.loop import Loop
 from orch_worker.target import declaration, describe, load_target
 
 log = logging.getLogger("orch_worker")
-
-FIRST_WORDS_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +73,7 @@ def main(argv: list[str]) -> int:
 
 
 def _read_spec(link: Link) -> Spec | None:
-    if not select.select([link], [], [], FIRST_WORDS_S)[0]:
-        return None
-    messages = link.receive()
+    messages = first_messages(link)
     return Spec(**messages[0]["spec"]) if messages else None
 
 
