@@ -63,7 +63,6 @@ class Connection(asyncio.BufferedProtocol):
         self._drained: asyncio.Future[None] | None = None
         self._idle_until = time.monotonic() + site.keep_alive_s
         self._unsent, self._unsent_since = 0, 0.0
-        self._held_bytes = 0
 
     # --- asyncio's side ------------------------------------------------------------------------------------------
 
@@ -71,14 +70,14 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's are of no class of asyncio's
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         peer = transport.get_extra_info("peername")
-        self._reading = Reading(peer[0] if peer else "-", self._site.max_body_bytes, self._hold)
+        self._reading = Reading(peer[0] if peer else "-", self._site.max_body_bytes, self._site.hold)
         self._site.connections.add(self)
 
     def connection_lost(self, _error: Exception | None) -> None:
         self._site.connections.discard(self)
         self._closing = True
         self._reading.waiting.clear()
-        self._let_go(self._held_bytes)
+        self._reading.let_go(self._reading.held_bytes)
         if self._task is not None:
             self._task.cancel()
         self.resume_writing()
@@ -139,34 +138,34 @@ class Connection(asyncio.BufferedProtocol):
             self._idle_until = time.monotonic() + LINGER_S
 
     async def _serve(self) -> None:
-        while await self._serve_one(*await self._next):
+        site, reading = self._site, self._reading
+        while True:
+            request, keep_alive = await self._next
+            try:
+                response = await site.handle(request)
+                keep_alive = keep_alive and not site.draining and not reading.is_over
+                if response.parts is None:
+                    num_bytes = self._send(request, response, keep_alive=keep_alive)
+                else:
+                    num_bytes = await self._send_parts(request, response, response.parts, keep_alive=keep_alive)
+                site.answered(request, response, num_bytes)
+            except Exception:  # a part of a stream could not be made: the client must not take it for the end
+                log.exception("an answer to %s %s broke off", request.method, request.path)
+                self._transport.abort()
+                return
+            finally:
+                self._is_serving = False
+                reading.let_go(len(request.body))
+            if not keep_alive or self._closing:
+                break
+            del request, response  # which hold bodies
             now = time.monotonic()
-            self._idle_until = now + self._site.keep_alive_s
-            self._reading.restart_clock(now)
+            self._idle_until = now + site.keep_alive_s
+            reading.restart_clock(now)
             self._next = self._loop.create_future()
             self._go_on()
         self._closing = True
         self._transport.close()
-
-    async def _serve_one(self, request: Request, keep_alive: bool) -> bool:
-        """Whether the connection stays."""
-        site = self._site
-        try:
-            response = await site.handle(request)
-            keep_alive = keep_alive and not site.draining and not self._reading.is_over
-            if response.parts is None:
-                num_bytes = self._send(request, response, keep_alive=keep_alive)
-            else:
-                num_bytes = await self._send_parts(request, response, response.parts, keep_alive=keep_alive)
-            site.answered(request, response, num_bytes)
-        except Exception:  # a part of a stream could not be made: the client must not take it for the end
-            log.exception("an answer to %s %s broke off", request.method, request.path)
-            self._transport.abort()
-            return False
-        finally:
-            self._is_serving = False
-            self._let_go(min(len(request.body), self._held_bytes))
-        return keep_alive and not self._closing
 
     def _send(self, request: Request, response: Response, *, keep_alive: bool) -> int:
         num_bytes = response.num_bytes
@@ -209,14 +208,6 @@ class Connection(asyncio.BufferedProtocol):
     def _write(self, buffers: Sequence[Buffer]) -> None:
         if not self._transport.is_closing():
             self._transport.writelines(buffers)
-
-    def _hold(self, num_bytes: int) -> bool:
-        self._held_bytes += num_bytes
-        return self._site.hold(num_bytes)
-
-    def _let_go(self, num_bytes: int) -> None:
-        if num_bytes:
-            self._hold(-num_bytes)
 
     # --- the server's side ---------------------------------------------------------------------------------------
 

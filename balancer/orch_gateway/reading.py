@@ -49,7 +49,8 @@ class Reading:
 
     deadline: when more has to have come of the request that arrives; infinite while none does. wants_body: a client
     waits to be told that its body is welcome. is_over: what follows the last request is not HTTP/1.1. room: where the
-    rest of a large body is to be read to; None: nowhere, `feed` takes what comes.
+    rest of a large body is to be read to; None: nowhere, `feed` takes what comes. held_bytes: of bodies, as told to
+    `hold` and not let go.
     """
 
     def __init__(self, peer: str, max_body_bytes: int, hold: Callable[[int], bool]) -> None:
@@ -62,6 +63,7 @@ class Reading:
         self.deadline = math.inf
         self.wants_body = False
         self.is_over = False
+        self.held_bytes = 0
         self.room: memoryview | None = None
         self._body = memoryview(b"")  # of which `room` is the end
 
@@ -109,6 +111,13 @@ class Reading:
         if self.refusal is None:
             self.refusal, self._arriving, self.deadline = response, None, math.inf
             self.room, self._body = None, memoryview(b"")
+
+    def let_go(self, num_bytes: int) -> None:
+        """Of what is held, so much, or all if it is less."""
+        if self.held_bytes:
+            num_bytes = min(num_bytes, self.held_bytes)
+            self.held_bytes -= num_bytes
+            self._hold(-num_bytes)
 
     def restart_clock(self, now: float) -> None:
         """What was read ahead of its turn gets its time anew."""
@@ -173,6 +182,7 @@ class Reading:
     def _count(self, arriving: _Arriving, num_bytes: int) -> None:
         arriving.body_bytes += num_bytes
         self.deadline = arriving.began + BODY_S + arriving.body_bytes / MIN_BYTES_PER_S
+        self.held_bytes += num_bytes
         if not self._hold(num_bytes):
             self.refuse(refusal(503, "too many bytes of requests are being read; try again", code="busy"))
         elif arriving.body_bytes > self._max_body_bytes:

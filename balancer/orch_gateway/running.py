@@ -61,13 +61,11 @@ class Running:
         if EVENTS in request.headers.get(b"accept", b""):
             return await self.stream(request, model)
         spec = self._models.taking(model)
-        asked = instances.asked(bytes(self._body(request)), request.media_type, spec.inputs)
-        options = _options(request, spec.name)
-        if len(asked.rows) == 1:
-            outputs = [await self._service.one(asked.rows[0], options)]
-        else:
-            outputs = await self._service.many(asked.rows, options)
-        return instances.answer(outputs, many=asked.many)
+        body, options = bytes(self._body(request)), _options(request, spec.name)
+        if not spec.inputs and request.headers.get(b"content-type") == BINARY:  # nothing to look into
+            return instances.answer([await self._service.one(body, options)], many=False)
+        asked = instances.asked(body, request.media_type, spec.inputs)
+        return instances.answer(await self._service.many(asked.rows, options), many=asked.many)
 
     async def stream(self, request: Request, model: str = "") -> Response:
         """One input; an event for each part, then the event "end", or "error"."""
