@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -39,21 +39,25 @@ class App:
         self._tracing = tracing
         self.routes = Routes(routes)
         self._keys, self._origins, self._clock = keys, origins, clock
-        self._ids = (f"{secrets.token_hex(6)}-{number:x}" for number in itertools.count(1))
+        prefix = secrets.token_hex(6)
+        self._ids = (f"{prefix}-{number:x}" for number in itertools.count(1))
         self.draining = False
 
-    async def handle(self, request: Request) -> Response:
+    def handle(self, request: Request) -> Awaitable[Response]:
         """The answer to one request."""
-        if self._tracing is not None:
-            return await self._tracing.http(request, self._handle)
-        return await self._handle(request)
+        return self._handle(request) if self._tracing is None else self._tracing.http(request, self._handle)
 
     async def _handle(self, request: Request) -> Response:
-        request.request_id = request_id(request.header(b"x-request-id"), "") or next(self._ids)
+        given = request.find(b"x-request-id")
+        request.request_id = (given and request_id(given, "")) or next(self._ids)
         match = self.routes.find(request.method, request.path)
         request.route = match.route.template if match.route is not None else UNKNOWN
         try:
-            response = await self._answer(request, match)
+            if match.route is None:
+                response = self._no_route(request, match)
+            else:
+                self._admit(request, match.route)
+                response = await match.route.handler(request, **match.parts)
             if b"accept-encoding" in request.headers and response.parts is None:
                 await self._compress(request, response)
         except Exception as err:
@@ -67,16 +71,13 @@ class App:
             response.headers += self._origins.headers(request)
         return response
 
-    async def _answer(self, request: Request, match: Match) -> Response:
-        route = match.route
-        if route is None:
-            return self._no_route(request, match)
+    def _admit(self, request: Request, route: Route) -> None:
         if not route.is_open:
             request.key = self._keys.admit(request.header(b"authorization"), self._clock())
-            self._origins.check(request, has_key=bool(request.key))
+            if b"origin" in request.headers:
+                self._origins.check(request, has_key=bool(request.key))
         if route.runs and self.draining:
             raise Refused(503, "the instance is stopping and takes no new requests", NOT_RUNNING)
-        return await route.handler(request, **match.parts)
 
     @staticmethod
     def _no_route(request: Request, match: Match) -> Response:

@@ -6,6 +6,7 @@ named "input": a JSON text for each row, of which the model gets the value.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ PriorityName = Literal["high", "normal", "low"]
 PRIORITIES: Mapping[int, PriorityName] = {0: "normal", 1: "high", 2: "normal"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ModelSpec:
     """What clients may know of a model. inputs, outputs: as declared, of one row. streams: it answers in parts."""
 
@@ -53,6 +54,11 @@ class ModelSpec:
     def gives(self) -> tuple[Tensor, ...]:
         """Its outputs to the protocol."""
         return self.outputs or (JSON_OUTPUT,)
+
+    @functools.cached_property
+    def all_binary(self) -> tuple[Wanted, ...]:
+        """All of its outputs, in their binary form."""
+        return wanted(self, (), binary=True)
 
     def version(self, wanted: str = "") -> str:
         """The version that answers a request for `wanted`, where "" is the newest.

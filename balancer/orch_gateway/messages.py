@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ Buffer = bytes | bytearray | memoryview
 STATUS_LINES: Final = {int(each): b"HTTP/1.1 %d %s\r\n" % (each, each.phrase.encode()) for each in http.HTTPStatus}
 # An answer of these statuses has no body, and so no length (RFC 9110, 15.3.5 and 15.4.5).
 BODILESS: Final = frozenset({204, 304})
+# Targets, and media types, that are remembered; none is longer than a head may be.
+KNOWN: Final = 128
 
 
 @dataclass(slots=True)
@@ -54,12 +57,12 @@ class Request:
     @property
     def media_type(self) -> str:
         """Content-Type without its parameters, in lower case."""
-        return self.header(b"content-type").partition(";")[0].strip().lower()
+        return media_type(self.headers.get(b"content-type", b""))
 
 
 @dataclass(slots=True)
 class Response:
-    """One answer. buffers: the body, whole; parts: the body, as it comes (then buffers is empty)."""
+    """One answer. buffers: the body, whole, in views of bytes; parts: the body, as it comes (then buffers is empty)."""
 
     status: int = 200
     buffers: Sequence[Buffer] = ()
@@ -70,7 +73,7 @@ class Response:
     @property
     def num_bytes(self) -> int:
         """Length of a whole body."""
-        return sum(each.nbytes if isinstance(each, memoryview) else len(each) for each in self.buffers)
+        return sum(map(len, self.buffers))
 
 
 def head_of(response: Response, *, date: bytes, keep_alive: bool, framing: Header | None) -> bytes:
@@ -91,6 +94,13 @@ def head_of(response: Response, *, date: bytes, keep_alive: bool, framing: Heade
     return b"".join(lines)
 
 
+@functools.lru_cache(KNOWN)
+def media_type(content_type: bytes) -> str:
+    """A Content-Type without its parameters, in lower case."""
+    return content_type.decode("latin-1").partition(";")[0].strip().lower()
+
+
+@functools.lru_cache(KNOWN)
 def split_target(target: bytes) -> tuple[str, str]:
     """Path, decoded, and query, as it is, of a request's target (RFC 9112, 3.2).
 

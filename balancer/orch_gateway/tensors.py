@@ -259,9 +259,10 @@ def _from_array(value: Any, datatype: str) -> tuple[Shape, Elements]:
     array: Array = np.asarray(value)
     if datatype == "BYTES" and array.dtype.kind in "SU":
         return array.shape, _bytes(array.reshape(-1).tolist())
-    if array.dtype.name == BFLOAT16:  # of ml_dtypes
+    name = NAMES.get(array.dtype.str)  # first, because numpy makes a dtype's name anew each time it is asked for it
+    if name is None and array.dtype.name == BFLOAT16:  # of ml_dtypes
         name, array = "BF16", np.ascontiguousarray(array).view("<u2").reshape(array.shape)
-    else:
+    elif name is None:
         name = NAMES.get(array.dtype.newbyteorder("<").str, f"elements of {array.dtype}")
     if name != datatype:
         raise Unfit(name)

@@ -143,12 +143,13 @@ def _raw(view: memoryview, spec: ModelSpec, version: str) -> Inference:
     tensor = spec.takes[0]
     try:
         shape = (1, *_raw_shape(tensor, view.nbytes))
-        check_input(spec, tensor.name, tensor.datatype, shape, ())
+        if 0 in shape:
+            check_input(spec, tensor.name, tensor.datatype, shape, ())
         elements: Elements = [bytes(view)] if tensor.datatype == "BYTES" else from_binary(view, tensor.datatype, shape)
     except Unfit as err:
         raise unfit(err, tensor.name, spec.name) from err
     payloads = payloads_of(spec, [Given(tensor.name, tensor.datatype, shape, elements)])
-    return Inference(spec.name, version, payloads, wanted(spec, (), binary=True))
+    return Inference(spec.name, version, payloads, spec.all_binary)
 
 
 def _raw_shape(tensor: Tensor, num_bytes: int) -> Shape:
@@ -161,8 +162,10 @@ def _raw_shape(tensor: Tensor, num_bytes: int) -> Shape:
         raise Unfit(
             "The shape of the raw input can not be deduced because there are more than one variable-sized dimension"
         )
+    if ANY not in tensor.shape:
+        return tensor.shape
     known = math.prod(size for size in tensor.shape if size != ANY) * DTYPES[tensor.datatype].itemsize
-    if ANY in tensor.shape and num_bytes % known:
+    if num_bytes % known:
         raise Unfit(f"unexpected size, got {num_bytes} bytes, which is no multiple of {known},")
     return tuple(num_bytes // known if size == ANY else size for size in tensor.shape)
 
