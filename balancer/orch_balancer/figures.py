@@ -30,6 +30,17 @@ class Histogram:
         self.sum += value * count
 
 
+def observe_since_admission(histogram: Histogram, entries: Sequence[Entry], now: float) -> None:
+    """How long ago each was admitted; what came in one message, equally long."""
+    since, num = now, 0
+    for entry in entries:
+        if entry.admitted_at != since:
+            histogram.observe(now - since, num)
+            since, num = entry.admitted_at, 0
+        num += 1
+    histogram.observe(now - since, num)
+
+
 class Figures:
     """Of all requests since the balancer's start.
 
@@ -40,16 +51,6 @@ class Figures:
     def __init__(self) -> None:
         self.total, self.queue, self.batch, self.compute = (Histogram(TIME_BOUNDS_S) for _ in range(4))
         self.batch_rows = Histogram(ROW_BOUNDS)
-
-    def queue_of(self, entries: Sequence[Entry], now: float) -> None:
-        """These are given to a worker. What came in one message has waited equally long."""
-        since, num = now, 0
-        for entry in entries:
-            if entry.admitted_at != since:
-                self.queue.observe(now - since, num)
-                since, num = entry.admitted_at, 0
-            num += 1
-        self.queue.observe(now - since, num)
 
     def ran(self, rows: int, num_requests: int, waited_s: float, took_s: float) -> None:
         """A batch was answered."""

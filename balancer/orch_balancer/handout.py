@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import mmap
-import socket
-from pathlib import Path
 
 from orch import arena
+from orch.errors import AddressInUse
+from orch_balancer.local import listen
 from orch_balancer.peers import Watch
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 128
 # Connections served in one turn of the loop.
 MAX_PASS = 64
 
@@ -31,14 +30,10 @@ class Handout:
         if not num_bytes:
             return
         try:
-            Path(path).unlink(missing_ok=True)  # an earlier balancer's
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._socket.bind(path)
-            self._socket.listen(BACKLOG)
-            self._socket.setblocking(False)
+            self._socket = listen(path)
             self._fd = arena.create(num_bytes)
             self._map = mmap.mmap(self._fd, num_bytes)
-        except OSError as err:
+        except (OSError, AddressInUse) as err:
             log.warning("no shared memory (%s): large arrays are sent instead", err)
             return
         self.path, self.num_bytes = path, num_bytes

@@ -7,12 +7,11 @@ import errno
 import logging
 import os
 import socket
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from orch.channel import Channel
+from orch.channel import Channel, credentials
 from orch.errors import AddressInUse, RemoteProtocolError
 from orch_balancer.peers import Peer, Watch
 
@@ -24,7 +23,6 @@ BACKLOG = 4096
 MAX_ACCEPTED = 64
 # Reads of what a peer has left behind: more than the kernel holds of it.
 MAX_LEFT = 64
-_CREDENTIALS = struct.Struct("iII")
 
 
 class Side(Protocol):
@@ -120,9 +118,7 @@ class Listener:
                 if err.errno in (errno.EMFILE, errno.ENFILE):
                     self._turn_away(err)
                 return
-            pid, uid, _gid = _CREDENTIALS.unpack(
-                connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            )
+            pid, uid = credentials(connection)
             LocalRoute(Channel(connection, self._max_frame_bytes), Peer(uid, pid), self._watch, self._side)
 
     def _turn_away(self, err: OSError) -> None:

@@ -74,7 +74,7 @@ class Outlet:
             route, pieces = self._pending.popitem()
             if not self._send(route, pieces):
                 failed.append(route)
-                self._blocked.discard(route)
+                self.drop(route)
         return failed
 
     @property

@@ -36,7 +36,7 @@ from orch.wire import (
 from orch_balancer import policy
 from orch_balancer.deadlines import Deadlines
 from orch_balancer.entry import DISPATCHED, DONE, QUEUED, SUSPECT, Entry, Place, Session
-from orch_balancer.figures import Figures
+from orch_balancer.figures import Figures, observe_since_admission
 from orch_balancer.leases import Leases
 from orch_balancer.pool import Pool, Worker
 
@@ -234,9 +234,8 @@ class Router:
         """A worker's message. Returns the answers that somebody waits for, each with its entry."""
         pool, outstanding = worker.pool, worker.outstanding
         found: list[tuple[Entry, Received]] = []
-        rows = num_streams = num_final = num_ended = num_bytes = num_failed = times = num_since = 0
-        since = now
-        total = self.figures.total
+        answered: list[Entry] = []  # those that end with this message
+        rows = num_streams = num_final = num_ended = num_bytes = num_failed = times = 0
         for record in records:
             kind, flags, _, _, _, _, ticket, spent, _, _, frames = record
             entry = outstanding.get(ticket)
@@ -262,10 +261,7 @@ class Router:
                     num_failed += 1
                 elif spent > 0:
                     times = spent
-                if entry.admitted_at != since:
-                    total.observe(now - since, num_since)
-                    since, num_since = entry.admitted_at, 0
-                num_since += 1
+                answered.append(entry)
                 if entry.deadline_ns or entry.lease is not None:
                     self._end(entry)
                 else:  # the same, for most of them
@@ -275,12 +271,12 @@ class Router:
                     del entry.session.entries[entry.request_id]
             if is_waited_for:
                 found.append((entry, record))
-        total.observe(now - since, num_since)
+        observe_since_admission(self.figures.total, answered, now)
         self.num_bytes -= num_bytes
         self.num_entries -= num_ended
+        self.counts.answered += len(answered)
         self.counts.failed += num_failed
         if rows:
-            self.counts.answered += sum(1 for _, record in found if record.kind in FINAL)
             self.answered_by[worker.replica] += num_final
             if times:
                 self.figures.ran(rows, num_final, *read_times(times))
@@ -409,7 +405,7 @@ class Router:
         outstanding, epoch, tickets = worker.outstanding, self.epoch, self._tickets
         self.num_queued -= len(entries)
         worker.rows += sum([entry.rows for entry in entries])
-        self.figures.queue_of(entries, now)
+        observe_since_admission(self.figures.queue, entries, now)
         for entry in entries:
             ticket = make_ticket(epoch, next(tickets))
             if entry.flags & STREAM:

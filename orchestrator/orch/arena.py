@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orch import chunk
+from orch.channel import credentials
 from orch.chunk import Chunk, Descriptor
 from orch.errors import RemoteProtocolError
 
@@ -38,7 +39,7 @@ def create(num_bytes: int) -> int:
 
 def hand_out(connection: socket.socket, fd: int, epoch: int) -> None:
     """Send the descriptor to whoever has connected; a process of another user gets nothing. Raises OSError."""
-    _pid, uid, _gid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    _pid, uid = credentials(connection)
     if uid == os.getuid():
         socket.send_fds(connection, [_EPOCH.pack(epoch)], [fd])
 

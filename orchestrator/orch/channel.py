@@ -11,6 +11,7 @@ is woken on the way: ZeroMQ hands each message from one to another in both proce
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import struct
 from collections import deque
@@ -34,6 +35,8 @@ MAX_HEAD_BYTES = 4 * MAX_INLINE_BYTES
 # Until the balancer has said what it takes, and from the balancer itself.
 ANY_BYTES = 1 << 62
 
+_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
+
 Incoming = tuple[bytes, Sequence[Any]]  # head and frames
 
 
@@ -47,6 +50,14 @@ def connect(path: str) -> Channel:
         sock.close()
         raise
     return Channel(sock)
+
+
+def credentials(connection: socket.socket) -> tuple[int, int]:
+    """Process and user at the other end, as the kernel took them at connect; pid 0: of another pid namespace."""
+    pid, uid, _gid = _CREDENTIALS.unpack(
+        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
+    return pid, uid
 
 
 class Channel:
@@ -210,26 +221,28 @@ class Channel:
         sent = 0 if self._unsent else self._write(parts)
         if sent == num_bytes or not self._is_heard:
             return True
-        self.unsent_bytes += num_bytes - sent
-        for part in parts:
-            if sent < len(part):
-                self._unsent.append(memoryview(part)[sent:])
-            sent = max(0, sent - len(part))
+        self._unsent.extend(map(memoryview, parts))
+        self.unsent_bytes += num_bytes
+        self._sent(sent)
         return False
 
     def flush(self) -> bool:
         """Write what could not be written before; whether nothing is left."""
         while self._unsent and not self.closed:
-            sent = self._write([*self._unsent] if len(self._unsent) <= MAX_FRAMES else [self._unsent[0]])
+            sent = self._write(list(itertools.islice(self._unsent, MAX_FRAMES)))
             if not sent:
                 break
-            self.unsent_bytes -= sent
-            while sent:
-                part = self._unsent.popleft()
-                if sent < len(part):
-                    self._unsent.appendleft(part[sent:])
-                sent = max(0, sent - len(part))
+            self._sent(sent)
         return not self._unsent
+
+    def _sent(self, num_bytes: int) -> None:
+        """So much of what waits is out."""
+        self.unsent_bytes -= num_bytes
+        while num_bytes:
+            part = self._unsent.popleft()
+            if num_bytes < len(part):
+                self._unsent.appendleft(part[num_bytes:])
+            num_bytes = max(0, num_bytes - len(part))
 
     def _write(self, parts: Sequence[Any]) -> int:
         try:

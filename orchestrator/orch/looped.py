@@ -127,6 +127,16 @@ class LoopDriver(Driver):
         self._unwatch()
         super()._part(connection)
 
+    def release(self) -> None:
+        """As `close`, for a finalizer, which may run in any thread: the loop lets go of the connection by itself."""
+        try:
+            if self._loop is not None and not self.closed:
+                self._loop.call_soon_threadsafe(self.close)
+                return
+        except RuntimeError:  # the loop is closed, and watches nothing
+            self._watched = None
+        super().release()
+
     def close(self) -> None:
         """Say GOODBYE. Calls that are not answered yet end in `Closed`. In the loop's thread."""
         if not self.closed:
