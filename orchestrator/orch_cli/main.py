@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import traceback
@@ -11,8 +10,9 @@ from typing import Any, Final, NoReturn
 import click
 
 from orch.errors import Exit, OrchError
+from orch_cli.late import LateGroup
 
-# In the order in which a new user meets them. Imported when called, so that one command does not pay for the others.
+# In the order in which a new user meets them.
 COMMANDS: Final = {
     "up": "orch_cli.up:up",
     "plan": "orch_cli.plan:plan",
@@ -26,23 +26,14 @@ COMMANDS: Final = {
     "keys": "orch_cli.keys:keys",
     "gpus": "orch_cli.gpus:gpus",
     "config": "orch_cli.settings:config",
+    "deploy": "orch_cli.deploy:deploy",
 }
 EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, and 128 + SIGPIPE below: what a shell reports for either
 EXIT_BROKEN_PIPE: Final = 141
 
 
-class Coat(click.Group):
-    """A group that imports its commands late and maps every exception to an exit code."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*COMMANDS, *super().list_commands(ctx)]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return super().get_command(ctx, cmd_name)
-        module, _, name = COMMANDS[cmd_name].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
-        return command
+class Coat(LateGroup):
+    """The group of all commands, which maps every exception to an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -84,7 +75,11 @@ def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -
         ctx.exit()
 
 
-@click.group(cls=Coat, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Coat,
+    late=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print it.")
 def main() -> None:
     """Serve a model from as many worker processes as the machine can hold and use."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE_FOLDERS = ("orchestrator", "worker", "balancer")
+SOURCE_FOLDERS = ("orchestrator", "worker", "balancer", "deploy")
 
 # Files that only decide: what they need of the world arrives as an argument. So do all of ours that they import.
 PURE = (
@@ -75,6 +75,8 @@ PURE = (
     "balancer/orch_gateway/tensors.py",
     "balancer/orch_gateway/tracing.py",
     "balancer/orch_gateway/v2.py",
+    "deploy/orch_deploy/render.py",
+    "deploy/orch_deploy/site.py",
 )
 IMPURE_MODULES = {
     "asyncio",
@@ -98,7 +100,8 @@ MAY_IMPORT = {
     "orch_worker": {"orch", "orch_worker"},
     "orch_balancer": {"orch", "orch_balancer"},
     "orch_gateway": {"orch", "orch_gateway"},
-    "orch_cli": {"orch", "orch_worker", "orch_balancer", "orch_gateway", "orch_cli"},
+    "orch_deploy": {"orch", "orch_deploy"},
+    "orch_cli": {"orch", "orch_worker", "orch_balancer", "orch_gateway", "orch_deploy", "orch_cli"},
 }
 NVML_READER = "orchestrator/orch/planning/gpu.py"
 
