@@ -22,4 +22,4 @@ COMMANDS: Final = {
 
 @click.group(cls=LateGroup, late=COMMANDS)
 def deploy() -> None:
-    """Write the files that a proxy, systemd or a container needs, and keep them true."""
+    """Write what nginx, HAProxy, systemd and containers need."""
