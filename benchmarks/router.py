@@ -94,6 +94,8 @@ def serve(num_records: int) -> dict[str, float]:
             steps.done("put")
         front.flush()
         steps.done("send to clients")
+        router.observe()
+        steps.done("figures")
     return {name: spent / num_passes / num_records / 1e3 for name, spent in steps.spent.items()}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from orch import chunk, wire
 from orch.errors import RemoteProtocolError
 from orch.page import StatusPage
-from orch.wire import AnyRecord, Kind, Piece, Record, addressed, as_piece, changed
+from orch.wire import AnyRecord, Kind, Piece, Received, Record, addressed, as_piece, changed
 from orch_balancer.entry import Entry
 from orch_balancer.leases import Lease
 from orch_balancer.outlet import Outlet, Route
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 # How long a dead worker's requests wait for the supervisor to say why it died.
 VERDICT_S = 0.25
+RETURN = int(Kind.RETURN)  # to look a member up in its enum costs as much as the rest of a comparison
 UNKNOWN_CAUSE = Cause("died", counts=True, convicts=False)
 
 
@@ -82,8 +83,8 @@ class Back:
                 self._open(route, wire.decode(head, frames)[0])
                 return
             records = wire.receive(head, frames)
-            if records[0].kind == Kind.RETURN:  # always alone
-                self._router.leases.let_go(worker.process, chunk.read_numbers(records[0].body))
+            if records[0][0] == RETURN:  # its kind; always alone
+                self._router.leases.let_go(worker.process, chunk.read_numbers(Received(*records[0]).body))
                 return
             self._to_clients.put_answers(self._router.answers(worker, records, time.monotonic()))
         except RemoteProtocolError as err:
@@ -164,6 +165,11 @@ class Back:
         if not self._dying:
             return None
         return min((since + VERDICT_S for _, since in self._dying.values()), default=None)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether `drained` may have something to say."""
+        return bool(self._draining)
 
     def drained(self) -> list[Worker]:
         """Workers asked to drain that have nothing left; each is given once."""

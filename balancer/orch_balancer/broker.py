@@ -30,6 +30,10 @@ from orch_balancer.router import Cause, Limits, Router
 
 # How often a remote peer that does not read is tried again while something waits for it.
 RETRY_S = 0.005
+# Requests and answers taken in before they are passed on, if no message brings more: the workers and clients that have
+# nothing to do need not wait until everybody's were read.
+PORTION = 16
+NEVER = math.inf
 # A deadline may lie centuries ahead; a poll's timeout is a C int of milliseconds.
 MAX_WAIT_S = 3600.0
 # How long the last answers may take to be read.
@@ -106,23 +110,13 @@ class Broker:
         self._resent_at = time.monotonic() + RESEND_GRACE_S
         self._finished = False
         self._collect_at = 0.0
+        self._due_at = NEVER  # when something happens by itself, as far as was known before the last wait
 
     def run(self) -> int:
         """Serve until the supervisor says stop (OK) or is gone (ORPHANED)."""
         while not self._finished and not self._link.closed:
             self._wait(self._timeout_s())
-            now = time.monotonic()
-            self._back.tick(now)
-            for session, record in self._router.expire(now):
-                self._to_clients.put(session.route, record)
-            self._back.send(self._router.dispatch(now))
-            self._back.flush()
-            self._front.flush()
-            self._handout.tend(self._router.leases.num_leased)
-            self._report()
-            if now >= self._collect_at and not self._router.num_entries:
-                self._collect_at = now + COLLECT_S
-                gc.collect()
+            self._pass(time.monotonic())
         until = time.monotonic() + LINGER_S
         while self._finished and self._to_clients.blocked and time.monotonic() < until:
             self._wait(RETRY_S)
@@ -130,15 +124,40 @@ class Broker:
             self._remote.close(lingers=self._finished)
         return Exit.OK if self._finished else Exit.ORPHANED
 
+    def _pass(self, now: float) -> None:
+        """What follows from what was taken in."""
+        router = self._router
+        if now >= self._due_at:
+            self._back.tick(now)
+            for session, record in router.expire(now):
+                self._to_clients.put(session.route, record)
+        # Who waits comes first, and then what is learned of it.
+        self._front.flush()
+        self._back.send(router.dispatch(now))
+        self._back.flush()
+        router.observe()
+        if self._handout.num_bytes:
+            self._handout.tend(router.leases.num_leased)
+        if self._back.is_draining or not router.admitting or self._link.unsent:
+            self._report()
+        if now >= self._collect_at and not router.num_entries:
+            self._collect_at = now + COLLECT_S
+            gc.collect()
+
     def _wait(self, timeout_s: float | None) -> None:
-        """Sleep until something is to be done, and take in what has arrived."""
-        remote = self._remote
+        """Sleep until something is to be done, and take in a portion of what has arrived."""
+        remote, counts = self._remote, self._router.counts
+        enough = counts.admitted + counts.answered + PORTION
+
+        def is_enough() -> bool:
+            return counts.admitted + counts.answered >= enough
+
         if remote is None:
-            self._watch.wait(timeout_s)
+            self._watch.wait(timeout_s, is_enough)
             return
         ready = dict(self._poller.poll(None if timeout_s is None else math.ceil(timeout_s * 1000)))
-        if self._watch.fileno() in ready:
-            self._watch.wait(0)
+        if self._watch.is_ready or self._watch.fileno() in ready:
+            self._watch.wait(0, is_enough)
         if remote.socket in ready:
             remote.read()
         if remote.blocked:
@@ -146,19 +165,18 @@ class Broker:
 
     def _timeout_s(self) -> float | None:
         """Until the next thing that happens by itself; None: nothing does."""
+        back_at, router_at = self._back.next_deadline(), self._router.next_deadline()
+        due_at = self._due_at = min(NEVER if back_at is None else back_at, NEVER if router_at is None else router_at)
+        if self._watch.is_ready:
+            return 0.0
         if self._remote is not None and self._remote.blocked:
             return RETRY_S
-        back_at, router_at = self._back.next_deadline(), self._router.next_deadline()
-        if back_at is None and router_at is None and self._router.admitting:
-            return None
-        times = [at for at in (back_at, router_at) if at is not None]
-        now = time.monotonic()
-        if not self._router.admitting and now < self._resent_at:
-            times.append(self._resent_at)
-        if not times:
+        if not self._router.admitting and time.monotonic() < self._resent_at:
+            due_at = min(due_at, self._resent_at)
+        if due_at == NEVER:
             return None
         # Rounded up: 1 ms late beats a busy loop.
-        return min(MAX_WAIT_S, max(0.0, min(times) - now)) + 0.001
+        return min(MAX_WAIT_S, max(0.0, due_at - time.monotonic())) + 0.001
 
     # --- the supervisor ------------------------------------------------------------------------------------------
 

@@ -63,6 +63,17 @@ class _Class:
         while turns:
             client = turns.popleft()
             line = by_client[client]
+            if not turns:  # nobody to take turns with
+                turns.append(client)
+                while line:
+                    entry = line.popleft()
+                    if entry.place is QUEUED:
+                        yield entry
+                    else:
+                        self.removed -= 1
+                turns.clear()
+                del by_client[client]
+                return
             while line:
                 entry = line.popleft()
                 if entry.place is QUEUED:
@@ -93,11 +104,11 @@ class FairQueue:
     def __init__(self) -> None:
         self._classes = [_Class() for _ in Priority]
         self._counts = [0 for _ in Priority]
-        self._num = 0
+        self.num = 0  # of all that waits
         self._turn = 0
 
     def __len__(self) -> int:
-        return self._num
+        return self.num
 
     def __iter__(self) -> Iterator[Entry]:
         for each in self._classes:
@@ -124,7 +135,7 @@ class FairQueue:
             each.turns.append(client)
         line.extend(entries)
         self._counts[priority] += len(entries)
-        self._num += len(entries)
+        self.num += len(entries)
         each.came(client, rows)
 
     def push_first(self, entry: Entry) -> None:
@@ -132,7 +143,7 @@ class FairQueue:
         each = self._classes[entry.priority]
         each.first.appendleft(entry)
         self._counts[entry.priority] += 1
-        self._num += 1
+        self.num += 1
         each.came(entry.session.id, entry.rows)
 
     def take(self, wanted: int, room: int) -> list[Entry]:
@@ -142,12 +153,12 @@ class FairQueue:
         """
         taken: list[Entry] = []
         rows, is_full = 0, False
-        while self._num and not is_full:
+        while self.num and not is_full:
             # Where no other class waits, every turn is this one's.
-            alone = self._counts[NORMAL] == self._num
+            alone = self._counts[NORMAL] == self.num
             priority = NORMAL if alone else policy.next_class(self._counts, self._turn)
             each, num_before = self._classes[priority], len(taken)
-            alone = alone or self._counts[priority] == self._num
+            alone = alone or self._counts[priority] == self.num
             for entry in each.drain():
                 its_rows = entry.rows
                 if taken and rows + its_rows > room:
@@ -163,7 +174,7 @@ class FairQueue:
             new = taken[num_before:]
             each.went(new)
             self._counts[priority] -= len(new)
-            self._num -= len(new)
+            self.num -= len(new)
             self._turn += len(new)
         return taken
 
@@ -179,7 +190,7 @@ class FairQueue:
         priority = entry.priority
         each = self._classes[priority]
         self._counts[priority] -= 1
-        self._num -= 1
+        self.num -= 1
         each.went([entry])
         each.removed += 1
         if each.removed > self._counts[priority] + SLACK:

@@ -32,7 +32,7 @@ class Histogram:
 
 def observe_since_admission(histogram: Histogram, entries: Sequence[Entry], now: float) -> None:
     """How long ago each was admitted; what came in one message, equally long."""
-    since, num = now, 0
+    since, num = entries[0].admitted_at if entries else now, 0
     for entry in entries:
         if entry.admitted_at != since:
             histogram.observe(now - since, num)
@@ -42,7 +42,7 @@ def observe_since_admission(histogram: Histogram, entries: Sequence[Entry], now:
 
 
 class Figures:
-    """Of all requests since the balancer's start.
+    """Of all requests since the balancer's start. Owns one sum for each number of rows that a batch ever had.
 
     total: from admission to the answer; queue: from admission to a worker, each time it is given to one; batch: what
     it waited at the worker until its batch ran; compute: how long that took.
@@ -51,9 +51,14 @@ class Figures:
     def __init__(self) -> None:
         self.total, self.queue, self.batch, self.compute = (Histogram(TIME_BOUNDS_S) for _ in range(4))
         self.batch_rows = Histogram(ROW_BOUNDS)
+        self._runs: dict[int, tuple[int, float]] = {}  # of each number of rows: batches, and the seconds of all of them
+        self._last_at = 0.0
 
-    def ran(self, rows: int, num_requests: int, waited_s: float, took_s: float) -> None:
+    def ran(self, rows: int, num_requests: int, waited_s: float, took_s: float, now: float) -> None:
         """A batch was answered."""
+        count, sum_s = self._runs.get(rows, (0, 0.0))
+        self._runs[rows] = count + 1, sum_s + took_s
+        self._last_at = now
         self.batch.observe(waited_s, num_requests)
         self.compute.observe(took_s, num_requests)
         self.batch_rows.observe(rows)
@@ -70,5 +75,7 @@ class Figures:
                 "bounds": list(ROW_BOUNDS),
                 "counts": self.batch_rows.counts,
                 "sum": int(self.batch_rows.sum),
+                "runs": [(rows, *run) for rows, run in sorted(self._runs.items())],
+                "last_at_s": self._last_at,
             },
         }

@@ -10,7 +10,7 @@ from typing import Any
 
 from orch import chunk, wire
 from orch.errors import RemoteProtocolError, WorkerLost
-from orch.wire import AnyRecord, Flag, Kind, Received, Record, changed, repacked
+from orch.wire import AnyRecord, Flag, Kind, Packed, Received, Record, changed, repacked
 from orch_balancer.back import Back
 from orch_balancer.entry import Session
 from orch_balancer.outlet import MAX_OUTBOX_BYTES, Outlet, Route
@@ -76,9 +76,9 @@ class Front:
         self.outlet.flush()
         return unanswered
 
-    def _greet(self, route: Route, records: Sequence[Received]) -> None:
+    def _greet(self, route: Route, records: Sequence[Packed]) -> None:
         """An unknown route: HELLO opens a session; anything else is answered with our HELLO, which asks for it."""
-        first, *others = records
+        first, others = Received(*records[0]), records[1:]
         if first.kind != Kind.HELLO:
             if first.kind != Kind.GOODBYE:
                 self.outlet.put(route, Record(Kind.HELLO))
@@ -115,15 +115,16 @@ class Front:
         body = wire.write_map(**{**self._welcome, "window": session.limit})
         self.outlet.put(session.route, Record(Kind.WELCOME, body=body))
 
-    def _serve(self, session: Session, records: Sequence[Received]) -> None:
-        requests: list[Received] = []
-        for record in records:
-            kind = record.kind
+    def _serve(self, session: Session, records: Sequence[Packed]) -> None:
+        requests: list[Packed] = []
+        for packed in records:
+            kind, flags = packed[:2]
             if kind == REQUEST:
-                requests.append(on_our_clock(record) if record.flags & BUDGET else record)
+                requests.append(on_our_clock(Received(*packed)) if flags & BUDGET else packed)
                 continue
             self._admit(session, requests)
             requests = []
+            record = Received(*packed)
             if kind == Kind.CANCEL:
                 entry = self._router.cancel(session, record.request_id)
                 if entry is not None:
@@ -145,7 +146,7 @@ class Front:
                 raise RemoteProtocolError(f"a client sent kind {Kind(kind).name}")
         self._admit(session, requests)
 
-    def _admit(self, session: Session, requests: Sequence[Received]) -> None:
+    def _admit(self, session: Session, requests: Sequence[Packed]) -> None:
         if requests:
             for refusal in self._router.admit(session, requests, time.monotonic()):
                 self.outlet.put(session.route, refusal)

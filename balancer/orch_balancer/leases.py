@@ -2,7 +2,7 @@
 
 A chunk is leased for as long as anybody may touch it:
 
-    held       by the client: it writes the next request there, or reads a result
+    held       by the client: it writes the next request there, reads a result, or may have to send its request again
     named      by a request that has not ended
     processes  of the workers that may read the request, or write the result, of a dispatch
 
@@ -72,20 +72,21 @@ class Leases:
         """
         place = chunk.read_place(body)
         lease = self._leases.get(place.lease)
-        if lease is None or lease.session != session or not lease.held or lease.named or not _inside(place, lease):
+        usable = lease is not None and lease.session == session and lease.held and not lease.named
+        if lease is None or not usable or lease.processes or not _inside(place, lease):
             raise RemoteProtocolError(f"a request in lease {place.lease}, which is not this client's to use")
         lease.named = True
         self.num_requests += 1
         return lease
 
     def end(self, lease: Lease) -> bool:
-        """The request that names it has ended. Whether its client may use the chunk again; else it may not any more."""
+        """The request that names it has ended. Whether its client may write there again; else it is to return it."""
         lease.named = False
-        if lease.processes:  # of workers that still run it, or were given up with it and live
-            lease.held = False
         if not lease.held:
             self._free_if_unused(lease)
-        return lease.held
+        # Of workers that still run it, or were given up with it and live. Until its client has heard so it may send the
+        # request again, from there: the chunk stays held.
+        return lease.held and not lease.processes
 
     def give_back(self, session: bytes, numbers: Iterable[int]) -> None:
         """A client has no more to do with these; numbers that are not its own are ignored."""
@@ -191,7 +192,6 @@ class Leases:
         for number, lease in self._leases.items():
             assert lease.chunk.lease == number
             assert lease.held or lease.named or lease.processes, "a lease that nobody has"
-            assert not (lease.held and lease.processes and not lease.named), "a chunk that is read and written"
             assert all(self._of_process[process][number] is lease for process in lease.processes)
             assert lease.kept <= lease.processes
             assert self._of_session[lease.session][number] is lease

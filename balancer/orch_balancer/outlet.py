@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from orch import payload, wire
-from orch.wire import AnyRecord, Piece, Received, as_piece
+from orch.wire import AnyRecord, Packed, Piece, as_piece
 from orch_balancer.entry import Entry
 from orch_balancer.peers import Peer
 
@@ -57,7 +57,7 @@ class Outlet:
         """Send these, in order, with the next `flush`."""
         self._pending.setdefault(route, []).extend(pieces)
 
-    def put_answers(self, answers: Iterable[tuple[Entry, Received]]) -> None:
+    def put_answers(self, answers: Iterable[tuple[Entry, Packed]]) -> None:
         """Send each to the client of its entry: the request id is the client's own."""
         every = self._pending
         for entry, record in answers:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 READABLE, WRITABLE = select.EPOLLIN, select.EPOLLOUT
-# Descriptors served in one pass. The kernel gives them in turns, so nobody starves however many there are.
+# Descriptors asked for at one time. The kernel gives them in turns, so nobody starves however many there are.
 MAX_READY = 64
 
 
@@ -25,6 +25,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
+        self._ready: dict[int, int] = {}  # events by descriptor, of those that are still to be served
         self._readers: dict[int, Callable[[], None]] = {}
         self._writers: dict[int, Callable[[], object]] = {}
         self._pidfds: dict[int, int] = {}
@@ -34,14 +35,29 @@ class Watch:
         """Readable when something in it is."""
         return self._epoll.fileno()
 
-    def wait(self, timeout_s: float | None) -> None:
-        """Sleep until something is ready, None: for as long as it takes; call the handlers of what is."""
-        for fd, events in self._epoll.poll(timeout_s, MAX_READY):
+    def wait(self, timeout_s: float | None, is_enough: Callable[[], bool] = lambda: False) -> None:
+        """Sleep until something is ready, None: for as long as it takes; call the handlers of what is.
+
+        is_enough: asked after each; what is not served then comes first the next time.
+        """
+        ready = self._ready
+        if not ready:
+            ready.update(self._epoll.poll(timeout_s, MAX_READY))
+        while ready:
+            fd = next(iter(ready))
+            events = ready.pop(fd)
             if events & WRITABLE and (write := self._writers.get(fd)):
                 write()
             # Also an error or a hang-up: to read tells which.
             if events != WRITABLE and (read := self._readers.get(fd)):
                 read()
+            if is_enough():
+                break
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the last `wait` has left something."""
+        return bool(self._ready)
 
     def add(self, fd: int, handler: Callable[[], None]) -> None:
         """Call `handler` whenever `fd` is readable, or hung up."""
@@ -62,6 +78,7 @@ class Watch:
         """Before it is closed."""
         if self._readers.pop(fd, None) is not None:
             self._writers.pop(fd, None)
+            self._ready.pop(fd, None)  # another may have the number next
             with contextlib.suppress(OSError):
                 self._epoll.unregister(fd)
 

@@ -14,6 +14,9 @@ LOW_TURN = 16
 # A worker is sent a batch ahead of need only if it finishes one within this: fetching takes about 0.5 ms, so from
 # here on working ahead would gain less than 1 % and could leave a request behind a slow batch while others idle.
 AHEAD_S = 0.05
+# Clients that keep so many requests under way send as many as were answered. These are awaited for so long, as a share
+# of a batch's time: what waits already is not spread over workers that will be wanted for them.
+RETURN_SHARE = 0.2
 # What a sum of floats may be off by, in rows: equal parts of equal weights must come out equal.
 ROUNDING = 1e-6
 
@@ -40,17 +43,19 @@ def room(rows: int, max_batch_size: int, batch_s: float | None, weight: float, b
     return max(0, 2 * max_batch_size - rows)
 
 
-def share(waiting: int, weight: float, num_idle: int, idle_weight: float, room: int, max_batch_size: int) -> int:
+def share(
+    waiting: int, weight: float, num_idle: int, idle_weight: float, room: int, max_batch_size: int, awaited: int = 0
+) -> int:
     """Rows to give the chosen worker, of that weight, in one message, at least 1. idle_weight: of all that idle.
 
     While workers idle, waiting rows are shared among them by weight, and each gets one as far as they go; when none
-    idles, a worker is given up to a batch.
+    idles, a worker is given up to a batch. awaited: rows that may come any moment count as if they waited.
     """
     fair = waiting
     if num_idle > 1:
-        fair -= num_idle - 1
+        fair -= max(0, num_idle - 1 - awaited)
         if fair > 1:
-            fair = min(fair, math.ceil(waiting * weight / idle_weight - ROUNDING))
+            fair = min(fair, math.ceil((waiting + awaited) * weight / idle_weight - ROUNDING))
     return max(1, min(fair, room, max_batch_size))
 
 

@@ -55,6 +55,8 @@ class Pool:
         self.results = ResultBytes()
         self.idle: dict[str, float] = {}  # the weights of those without work, by replica
         self.idle_weight = 0.0  # their sum
+        self._awaited = 0  # rows that were just answered, and not followed by others
+        self._awaited_until = 0.0
         self._heap: list[tuple[tuple[float, float], int, int, Worker]] = []
         self._serial = 0
 
@@ -75,7 +77,9 @@ class Pool:
         """Rank a worker anew after its load, its weight or its willingness changed."""
         worker.version += 1
         willing = worker.accepting and not worker.in_lane
-        self._count_idle(worker, is_idle=willing and not worker.outstanding)
+        is_idle = willing and not worker.outstanding
+        if is_idle or worker.replica in self.idle:
+            self._count_idle(worker, is_idle=is_idle)
         if not willing or self.room(worker, worker.began_at) <= 0:
             return
         self._serial += 1
@@ -92,6 +96,19 @@ class Pool:
             self.idle_weight += worker.weight
         elif not self.idle:
             self.idle_weight = 0.0  # what a sum of floats was off by, too
+
+    def answered(self, rows: int, now: float) -> None:
+        """As many may come soon."""
+        self._awaited = self.awaited(now) + rows
+        self._awaited_until = now + policy.RETURN_SHARE * (self.speed.batch_s or 0.0)
+
+    def came(self, rows: int) -> None:
+        """So many have."""
+        self._awaited = max(0, self._awaited - rows)
+
+    def awaited(self, now: float) -> int:
+        """Rows that may come any moment, in place of those that were answered."""
+        return self._awaited if now < self._awaited_until else 0
 
     def room(self, worker: Worker, now: float) -> int:
         """Rows it may still be given; none behind a stream."""

@@ -12,24 +12,26 @@ workers at once. It does not know sockets or clocks; the broker carries out what
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from orch import chunk, errors, payload
 from orch.wire import (
     FINAL,
-    HEADER,
+    HEADER_BYTES,
     NO_DEADLINE,
     AnyRecord,
     Flag,
     Kind,
+    Packed,
     Priority,
     Received,
     Record,
     changed,
     error_record,
-    make_ticket,
+    make_tickets,
     read_times,
     repacked,
 )
@@ -116,12 +118,13 @@ class Router:
         self.pools = [Pool(model) for model in models]
         self.sessions: dict[bytes, Session] = {}
         self.counts = Counts()
-        self.figures = Figures()
+        self._figures = Figures()
+        self._unobserved: list[Callable[[], None]] = []
         self.answered_by: dict[str, int] = {}  # by replica, over the lives of its workers
         self.admitting = True
         self.num_bytes = self.num_entries = self.num_queued = 0
         self._deadlines = Deadlines()
-        self._tickets = itertools.count(1)
+        self._tickets = make_tickets(epoch)
 
     # --- clients -------------------------------------------------------------------------------------------------
 
@@ -143,7 +146,7 @@ class Router:
         self.sessions.pop(session.id, None)
         return running
 
-    def admit(self, session: Session, requests: Sequence[Received], now: float) -> list[Record]:
+    def admit(self, session: Session, requests: Sequence[Packed], now: float) -> list[Record]:
         """Take requests into the ledger, in order. Returns the errors to answer with for those that are refused.
 
         Raises:
@@ -152,25 +155,22 @@ class Router:
         refusals: list[Record] = []
         taken: list[Entry] = []  # of one model and one priority, not queued yet
         ours, limits = session.entries, self.limits
-        num = len(requests)
+        num, num_models, last = len(requests), len(self.pools), (0, 0)
         has_room = self.admitting and len(ours) + num <= session.limit and self.num_queued + num <= limits.queue
         try:
             for request in requests:
                 _, flags, priority, _, model, request_id, _, deadline_ns, rows, raw, frames = request
                 if request_id in ours:
                     continue  # resent, but this epoch has it already
-                num_bytes = len(raw) - HEADER.size + (payload.nbytes(b"", frames) if frames else 0)
+                num_bytes = len(raw) - HEADER_BYTES
+                if frames:
+                    num_bytes += payload.nbytes(b"", frames)
                 if flags & ARENA:
-                    num_bytes += chunk.read_place(request.body).size
-                if (
-                    not has_room
-                    or deadline_ns
-                    or model >= len(self.pools)
-                    or self.num_bytes + num_bytes > limits.num_bytes
-                ):
+                    num_bytes += chunk.read_place(raw[HEADER_BYTES:]).size
+                if not has_room or deadline_ns or model >= num_models or self.num_bytes + num_bytes > limits.num_bytes:
                     self._queue(taken)
                     taken = []
-                    refusal = self._refusal(session, request, num_bytes, now)
+                    refusal = self._refusal(session, Received(*request), num_bytes, now)
                     if refusal is not None:
                         self.counts.rejected += 1
                         refusals.append(refusal)
@@ -179,14 +179,16 @@ class Router:
                     session, request_id, raw, frames, flags, model, deadline_ns, rows, priority, num_bytes, now
                 )
                 if flags & ARENA:
-                    entry.lease = self.leases.name(session.id, request.body)
-                if taken and (taken[-1].priority != priority or taken[-1].model != model):
+                    entry.lease = self.leases.name(session.id, raw[HEADER_BYTES:])
+                line = priority, model
+                if taken and line != last:
                     self._queue(taken)
                     taken = []
+                last = line
                 self.num_bytes += num_bytes
                 ours[request_id] = entry
                 taken.append(entry)
-                if deadline_ns != NO_DEADLINE:
+                if deadline_ns:
                     self._deadlines.watch(entry)
         finally:
             self._queue(taken)
@@ -230,12 +232,13 @@ class Router:
         worker.accepting = False
         worker.pool.touch(worker)
 
-    def answers(self, worker: Worker, records: Iterable[Received], now: float) -> list[tuple[Entry, Received]]:
+    def answers(self, worker: Worker, records: Iterable[Packed], now: float) -> list[tuple[Entry, Packed]]:
         """A worker's message. Returns the answers that somebody waits for, each with its entry."""
         pool, outstanding = worker.pool, worker.outstanding
-        found: list[tuple[Entry, Received]] = []
+        found: list[tuple[Entry, Packed]] = []
         answered: list[Entry] = []  # those that end with this message
         rows = num_streams = num_final = num_ended = num_bytes = num_failed = times = 0
+        are_large = pool.results.are_large
         for record in records:
             kind, flags, _, _, _, _, ticket, spent, _, _, frames = record
             entry = outstanding.get(ticket)
@@ -252,8 +255,8 @@ class Router:
                 if entry.flags & STREAM:
                     num_streams += 1
                 if entry.lease is not None or entry.result is not None or flags or frames:
-                    record = self._settle(worker, entry, record)  # noqa: PLW2901
-                elif pool.results.are_large:
+                    record = self._settle(worker, entry, Received(*record))  # noqa: PLW2901
+                elif are_large:
                     pool.results.observe(0)
                 if not is_waited_for:
                     continue
@@ -271,7 +274,7 @@ class Router:
                     del entry.session.entries[entry.request_id]
             if is_waited_for:
                 found.append((entry, record))
-        observe_since_admission(self.figures.total, answered, now)
+        self._unobserved.append(partial(observe_since_admission, self._figures.total, answered, now))
         self.num_bytes -= num_bytes
         self.num_entries -= num_ended
         self.counts.answered += len(answered)
@@ -279,13 +282,14 @@ class Router:
         if rows:
             self.answered_by[worker.replica] += num_final
             if times:
-                self.figures.ran(rows, num_final, *read_times(times))
+                self._unobserved.append(partial(self._figures.ran, rows, num_final, *read_times(times), now))
             worker.rows -= rows
             worker.streams -= num_streams
             # A stream's life is no batch's time, nor is nothing: then this is the rest of a batch's answers.
             batch_s = (now - worker.began_at) * worker.weight if not num_streams and now > worker.began_at else None
-            pool.speed.observe(rows, batch_s, queue_was_empty=not len(pool.queue), now=now)
+            pool.speed.observe(rows, batch_s, queue_was_empty=not pool.queue.num, now=now)
             worker.began_at = worker.idle_since = now
+            pool.answered(rows, now)
             pool.touch(worker)
         return found
 
@@ -328,10 +332,10 @@ class Router:
         for pool in self.pools:
             if pool.suspects or pool.lanes:
                 self._dispatch_suspects(pool, now, made)
-            while len(pool.queue) and (found := pool.best(now)) is not None:
+            while pool.queue.num and (found := pool.best(now)) is not None:
                 worker, room = found
-                idle = len(pool.idle), pool.idle_weight
-                wanted = policy.share(pool.queue.rows, worker.weight, *idle, room, worker.max_batch_size)
+                idle, most = (len(pool.idle), pool.idle_weight), worker.max_batch_size
+                wanted = policy.share(pool.queue.rows, worker.weight, *idle, room, most, pool.awaited(now))
                 made.append(self._give(worker, pool.queue.take(wanted, room), now))
         return made
 
@@ -402,12 +406,11 @@ class Router:
         if not worker.outstanding:
             worker.began_at = now
         expected = worker.pool.results.expected
-        outstanding, epoch, tickets = worker.outstanding, self.epoch, self._tickets
+        outstanding, tickets = worker.outstanding, self._tickets
         self.num_queued -= len(entries)
-        worker.rows += sum([entry.rows for entry in entries])
-        observe_since_admission(self.figures.queue, entries, now)
+        self._unobserved.append(partial(observe_since_admission, self._figures.queue, entries, now))
         for entry in entries:
-            ticket = make_ticket(epoch, next(tickets))
+            ticket = next(tickets)
             if entry.flags & STREAM:
                 worker.streams += 1
             entry.place = DISPATCHED
@@ -415,6 +418,7 @@ class Router:
             entry.ticket = ticket
             entry.attempts += 1
             outstanding[ticket] = entry
+            worker.rows += entry.rows
             if entry.lease is not None:
                 self.leases.read(entry.lease, worker.process)
             if expected and entry.session.maps and not entry.is_stream:
@@ -492,7 +496,9 @@ class Router:
             self.num_entries += num
             self.num_queued += num
             self.counts.admitted += num
-            self.pools[entries[0].model].queue.push(entries, sum([entry.rows for entry in entries]))
+            pool, rows = self.pools[entries[0].model], sum([entry.rows for entry in entries])
+            pool.queue.push(entries, rows)
+            pool.came(rows)
 
     def _settle(self, worker: Worker, entry: Entry, record: Received) -> Received:
         """End the leases of a dispatch that is answered; the answer as the client is to see it."""
@@ -562,6 +568,18 @@ class Router:
             pool.suspects.remove(entry)
 
     # --- facts ---------------------------------------------------------------------------------------------------
+
+    def observe(self) -> None:
+        """Enter into the figures what has happened, now that nobody waits for the loop."""
+        for each in self._unobserved:
+            each()
+        self._unobserved.clear()
+
+    @property
+    def figures(self) -> Figures:
+        """Of all that has happened."""
+        self.observe()
+        return self._figures
 
     @property
     def queued_by_priority(self) -> dict[str, int]:

@@ -93,9 +93,20 @@ class AsyncClient:
             except asyncio.CancelledError:
                 client._driver.cancel(call)  # noqa: SLF001
                 raise
+            finally:
+                del answer  # an error refers to this frame, and so to the payload: no cycle is to keep them
         if on_times is not None and call is not None:
             on_times(*wire.read_times(call.times))
         return output
+
+    def room(self, num_bytes: int) -> memoryview | None:
+        """Memory to read so many bytes, at least 1, of a later request into. None: there is none now; use other memory.
+
+        A request whose one large array is a view of all of it is not copied again. Do not write there once the request
+        is made. To let go of it and of all its views is to give it back. In the loop's own thread.
+        """
+        driver = None if self._client is None else self._client._driver  # noqa: SLF001  its other half
+        return driver.room(num_bytes) if isinstance(driver, LoopDriver) else None
 
     def map(
         self,
@@ -177,6 +188,7 @@ class AsyncClient:
             if item[1] is not None:
                 raise item[1]
         finally:
+            item = ("", None)  # as in `request`
             reading.close()
 
     async def close(self) -> None:

@@ -24,6 +24,8 @@ ANSWERS = FINAL | {Kind.PART}
 # For every record: to look a member up in its enum costs as much as the rest of a comparison.
 REQUEST, RESULT, PART, END = int(Kind.REQUEST), int(Kind.RESULT), int(Kind.PART), int(Kind.END)
 KEPT = Flag.KEPT
+# A NamedTuple's own constructor is a Python function, and takes three times as long.
+new_tuple = tuple.__new__
 
 
 class Call:
@@ -128,15 +130,26 @@ class Calls:
         records: list[Record] = []
         while self.control:
             records.append(self.control.popleft())
-        unsent, sent = self.unsent, self._sent
-        while unsent and self._fits(unsent[0]):
-            call = unsent.popleft()
+        unsent, sent, sent_bytes = self.unsent, self._sent, self._sent_bytes
+        room = self.window - len(sent)
+        while unsent:
+            call = unsent[0]
+            num_bytes = call.num_bytes
+            if sent and (room <= 0 or sent_bytes + num_bytes > WINDOW_BYTES):
+                break
+            unsent.popleft()
             if call.done:
                 continue
             call.sent = True
             sent[call.request_id] = call
-            self._sent_bytes += call.num_bytes
-            records.append(self._request(call, now, local=local))
+            sent_bytes += num_bytes
+            room -= 1
+            if call.frames or call.deadline is not None or call.resends:
+                records.append(self._request(call, now, local=local))
+            else:  # the same, for most of them
+                fields = (REQUEST, call.flags, call.priority, 0, call.model, call.request_id, 0, 0, 1, call.body, ())
+                records.append(new_tuple(Record, fields))
+        self._sent_bytes = sent_bytes
         return records + self.loans.news(now)
 
     def _request(self, call: Call, now: float, *, local: bool) -> Record:
@@ -152,8 +165,7 @@ class Calls:
                 flags |= Flag.BUDGET
                 deadline_ns = max(1, int((call.deadline - now) * NS))
         attempt = min(call.resends, 255) if call.resends else 0
-        # Not Record(...): a NamedTuple's own constructor is a Python function, and takes three times as long.
-        return tuple.__new__(
+        return new_tuple(
             Record,
             (REQUEST, flags, call.priority, attempt, call.model, call.request_id, 0, deadline_ns, 1, body, frames),
         )
@@ -177,13 +189,13 @@ class Calls:
             return
         self._sent_bytes -= call.num_bytes
         if call.chunk is not None:
-            self.loans.lost() if flags & KEPT else self.loans.back(call.chunk)
+            self.loans.drop(call.chunk) if flags & KEPT else self.loans.back(call.chunk)
             call.chunk = None
         try:
             if kind == RESULT:
                 call.times = times
-                whole = self.loans.take(record) if flags or frames else (body,)
-                call.finish(payload.decode(*whole), None)
+                plain = not (flags or frames)
+                call.finish(payload.decode(body) if plain else payload.decode(*self.loans.take(record)), None)
             elif kind == END:
                 call.finish(None, None)
             else:
@@ -254,6 +266,7 @@ class Calls:
         self._sent.clear()
         self._sent_bytes = 0
         self.control.clear()
+        self.loans.leave()
         self.loans = Loans()
         again = []
         for call in sent:

@@ -71,7 +71,7 @@ class Driver:
         self._connection: Connection | None = None
         self._farewell = ""
         self._welcomed = False  # on the present connection
-        self._lost_at: float | None = None
+        self._patience: float | None = None  # until when the balancer may stay lost
         self._idle_since = 0.0
         self.closed = False
         self.abandoned = False  # this is a forked child's copy of its parent's
@@ -162,6 +162,7 @@ class Driver:
         try:
             self._calls.fail_all(lambda: Closed(CLOSED))
         finally:
+            self._calls.loans.leave()
             self._calls.loans = Loans()  # the arena is unmapped
             if connection is not None:
                 connection.close(FAREWELL)
@@ -284,8 +285,7 @@ class Driver:
             self._lost(connection)
         now = time.monotonic()
         calls.expire(now)
-        patience = self._patience()
-        if connected and patience is not None and now > patience:
+        if connected and self._patience is not None and now > self._patience:
             self._part(connection)  # the next call looks for the instance anew
             self._fail(NotRunning(f"the instance did not come back within {RECONNECT_S:g} s"))
 
@@ -302,10 +302,10 @@ class Driver:
                 calls.cancelled(record.request_id)
 
     def _sleep_s(self) -> float | None:
-        deadline, patience = self._calls.next_deadline(), self._patience()
-        if deadline is None and patience is None:
-            return None
-        return max(0.0, min(at for at in (deadline, patience) if at is not None) - time.monotonic())
+        until, patience = self._calls.next_deadline(), self._patience
+        if patience is not None and (until is None or patience < until):
+            until = patience
+        return None if until is None else max(0.0, until - time.monotonic())
 
     def _take_all(self, connection: Connection, *, behind_answers: bool = True) -> bool:
         """Read what has arrived; unless `behind_answers`, what comes after the last answer may be left.
@@ -349,7 +349,7 @@ class Driver:
             is_local = self._connection is not None and self._connection.is_local
             self._calls.loans = Loans(self.limits["arena"] if is_local else "", self.limits["epoch"])
             self._welcomed = True
-            self._lost_at = None
+            self._patience = None
         elif record.kind == Kind.ERROR and record.request_id == 0:
             fields = wire.read_map(record.body, wire.ERROR_FIELDS)
             if not self._welcomed:
@@ -399,8 +399,8 @@ class Driver:
     def _lost(self, connection: Connection) -> None:
         """The balancer, or the way to it, is gone: connect again, and send again what is unanswered."""
         self._welcomed = False
-        if self._lost_at is None:
-            self._lost_at = time.monotonic()
+        if self._patience is None:
+            self._patience = time.monotonic() + RECONNECT_S
         self._arrived.clear()
         self._calls.new_balancer()
         connection.reopen()
@@ -408,14 +408,11 @@ class Driver:
     def _part(self, connection: Connection) -> None:
         """Give the connection up; what is unanswered waits for another."""
         self._welcomed = False
-        self._lost_at = None
+        self._patience = None
         self._arrived.clear()
         self._calls.new_balancer()
         self._connection = None
         connection.close(FAREWELL)
-
-    def _patience(self) -> float | None:
-        return None if self._lost_at is None else self._lost_at + RECONNECT_S
 
     def _fail(self, error: OrchError) -> None:
         kind, text = type(error), str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from _thread import RLock  # threading.RLock is a function that looks for it, and takes three times as long
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ class CallFuture(Future[Any]):
         self._exception = None
         self._waiters = []
         self._done_callbacks: list[Callable[[Future[Any]], Any]] = []
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._made: threading.Condition | None = None
         self._client: Client | None = client  # which is not collected before the answer
         self._driver = driver
@@ -90,13 +91,13 @@ class CallFuture(Future[Any]):
         """The answer. Ignored if the call was cancelled at the same moment."""
         self._client = None
         with self._lock:
-            if self._state in DONE:
+            if self._state != PENDING:
                 return
             self._result, self._exception = value, error
             self._state = FINISHED
-            for waiter in self._waiters:
-                waiter.add_result(self) if error is None else waiter.add_exception(self)
-            if self._made is not None:
+            if self._made is not None:  # else nobody has waited
+                for waiter in self._waiters:
+                    waiter.add_result(self) if error is None else waiter.add_exception(self)
                 self._made.notify_all()
         if self._done_callbacks:
             self._invoke_callbacks()  # type: ignore[attr-defined]

@@ -31,6 +31,10 @@ class LoopDriver(Driver):
         self._driver = threading.get_ident()
         self._come()
 
+    def room(self, num_bytes: int) -> memoryview | None:
+        """As `Loans.room`, in the loop's own thread."""
+        return self._calls.loans.room(num_bytes)
+
     # --- being called ---------------------------------------------------------------------------------------------
 
     def _nudge(self) -> None:

@@ -40,7 +40,7 @@ class Model:
 
     #: Rows given to one `predict` at most; 1 to 1024.
     max_batch_size: ClassVar[int] = 1
-    #: Seconds that the first row of a batch may wait for company; 0: never wait.
+    #: Seconds that the first row of a batch, once it could run, may wait for company; 0: never wait.
     max_batch_wait: ClassVar[float] = 0.0
     #: Seconds after which a running batch counts as hung and its worker is killed; None: the instance's --timeout.
     timeout: ClassVar[float | None] = None

@@ -30,6 +30,7 @@ _RING = _TICKETS + 8 * MAX_BATCH_SIZE
 NUM_CANCELLED = 512
 
 _U64 = struct.Struct("<Q")
+_BEGUN = struct.Struct("<3Q")  # batch number, progress and running count, which lie side by side
 
 
 class Phase(enum.IntEnum):
@@ -78,9 +79,7 @@ class StatusPage:
     def begin_batch(self, tickets: Sequence[int], now_ns: int) -> None:
         """Name the requests that are about to run, before the model sees them."""
         struct.pack_into(f"<{len(tickets)}Q", self._map, _TICKETS, *tickets)
-        self._set(_BATCH, self._get(_BATCH) + 1)
-        self._set(_PROGRESS, now_ns)
-        self._set(_RUNNING, len(tickets))
+        _BEGUN.pack_into(self._map, _BATCH, self._get(_BATCH) + 1, now_ns, len(tickets))
         self._set(_PHASE, Phase.RUNNING)
 
     def progress(self, now_ns: int) -> None:
@@ -95,6 +94,8 @@ class StatusPage:
     def newly_cancelled(self) -> list[int]:
         """Tickets cancelled since the last call; the oldest are lost where more than NUM_CANCELLED were."""
         count = self._get(_CANCELLED)
+        if count == self._seen_cancelled:
+            return []
         first = max(self._seen_cancelled, count - NUM_CANCELLED)
         self._seen_cancelled = count
         return [self._get(_RING + 8 * (i % NUM_CANCELLED)) for i in range(first, count)]

@@ -103,7 +103,7 @@ def encode(payload: Any) -> tuple[bytes, tuple[Any, ...]]:
         TypeError: something in the tree cannot travel; the message says what, and where in the tree.
     """
     kind = type(payload)
-    if kind is bytes and len(payload) >= FRAME_BYTES:
+    if (kind is bytes or kind is memoryview) and len(payload) >= FRAME_BYTES:  # a view of bytes stands for them
         return _pointer(BYTES, 0), (memoryview(payload),)
     frames: Frames = []
     try:

@@ -29,6 +29,7 @@ VERSION = 1
 
 # version, kind, flags, priority, attempt, model, request id, ticket, deadline, body length, rows, frames
 HEADER = struct.Struct("<BBHBBHQQqIHH")
+HEADER_BYTES = HEADER.size
 # Where a header holds what the balancer changes in a request that it gives to a worker.
 ATTEMPT_AT, TICKET_AT, TICKET = 5, 16, struct.Struct("<Q")
 
@@ -139,6 +140,8 @@ class Received(NamedTuple):
 
 
 AnyRecord = Record | Received
+# The fields of a Received, in its order, which is all that most of those who pass records on look at.
+Packed = tuple[int, int, int, int, int, int, int, int, int, bytes, tuple[Any, ...]]
 
 # What a message is made of: a packed record, and the frames that it owns.
 Piece = tuple[bytes | bytearray, tuple[Any, ...]]
@@ -189,7 +192,7 @@ def encode(records: Sequence[Record]) -> list[Any]:
     return [head, *(frame for record in records for frame in record.frames)]
 
 
-def messages(records: Iterable[Record]) -> Iterator[list[Any]]:
+def messages(records: Iterable[Record]) -> list[list[Any]]:
     """As many messages as it takes for records, in order: each as `encode` makes it.
 
     Raises:
@@ -205,39 +208,39 @@ def messages(records: Iterable[Record]) -> Iterator[list[Any]]:
         )  # fmt: skip
         raws.append(header + body)
         owned.append(frames)
-    yield from _cut(raws, owned)
+    return _cut(raws, owned)
 
 
-def pack(pieces: Sequence[Piece]) -> Iterator[list[Any]]:
+def pack(pieces: Sequence[Piece]) -> list[list[Any]]:
     """The messages, as `encode` makes them, of packed records; cut as by `messages`."""
     if len(pieces) == 1:
         ((raw, frames),) = pieces
-        yield [raw, *frames]
-    else:
-        yield from _cut(*zip(*pieces, strict=True))
+        return [[raw, *frames]]
+    return _cut(*zip(*pieces, strict=True)) if pieces else []
 
 
-def _cut(raws: Sequence[bytes | bytearray], owned: Sequence[tuple[Any, ...]]) -> Iterator[list[Any]]:
+def _cut(raws: Sequence[bytes | bytearray], owned: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
     """Packed records, and the frames of each, as messages within the limits."""
     if not raws:
-        return
+        return []
     num_frames = sum(map(len, owned)) if any(owned) else 0
     if len(raws) <= MAX_RECORDS and num_frames <= MAX_FRAMES:
         head = b"".join(raws)
-        if len(head) <= MAX_INLINE_BYTES:
-            yield [head, *itertools.chain.from_iterable(owned)]  # as most do: nothing is looked at one by one
-            return
+        if len(head) <= MAX_INLINE_BYTES:  # as most have: nothing is looked at one by one
+            return [[head, *itertools.chain.from_iterable(owned)] if num_frames else [head]]
+    cut: list[list[Any]] = []
     first = inline = frames = 0
     for i, (raw, owns) in enumerate(zip(raws, map(len, owned), strict=True)):
         size = len(raw)
         if owns > MAX_FRAMES:
             raise LocalProtocolError(f"a record owns {owns} frames; at most {MAX_FRAMES} travel in one message")
         if i > first and (i - first >= MAX_RECORDS or inline + size > MAX_INLINE_BYTES or frames + owns > MAX_FRAMES):
-            yield _message(raws[first:i], owned[first:i])
+            cut.append(_message(raws[first:i], owned[first:i]))
             first, inline, frames = i, 0, 0
         inline += size
         frames += owns
-    yield _message(raws[first:], owned[first:])
+    cut.append(_message(raws[first:], owned[first:]))
+    return cut
 
 
 def _message(raws: Sequence[bytes | bytearray], owned: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -250,24 +253,21 @@ def decode(head: bytes, frames: Sequence[Any] = ()) -> list[Record]:
     Raises:
         RemoteProtocolError: for any other input, and nothing else is ever raised.
     """
-    return _decode(head, frames, Record, HEADER.size)
+    new_tuple = tuple.__new__  # a NamedTuple's own constructor is a Python function: half of the loop's time
+    return [new_tuple(Record, each) for each in receive(head, frames, HEADER_BYTES)]
 
 
-def receive(head: bytes, frames: Sequence[Any] = ()) -> list[Received]:
-    """As `decode`, for who passes records on.
+def receive(head: bytes, frames: Sequence[Any] = (), skipped: int = 0) -> list[Packed]:
+    """As `decode`, for who passes records on: each has the fields of a Received.
+
+    skipped: bytes at the start of a packed record that are not kept.
 
     Raises:
         RemoteProtocolError: for any other input, and nothing else is ever raised.
     """
-    return _decode(head, frames, Received, 0)
-
-
-def _decode(head: bytes, frames: Sequence[Any], made: type, skipped: int) -> list[Any]:
-    """made: Record or Received. skipped: bytes at the start of a packed record that it does not keep."""
-    records: list[Any] = []
+    records: list[Packed] = []
     add = records.append
-    new_tuple = tuple.__new__  # a NamedTuple's own constructor is a Python function: half of this loop's time
-    size, end, start, taken = HEADER.size, len(head), 0, 0
+    size, end, start, taken = HEADER_BYTES, len(head), 0, 0
     unpack = HEADER.unpack_from
     owned: tuple[Any, ...]
     while start < end:
@@ -286,9 +286,7 @@ def _decode(head: bytes, frames: Sequence[Any], made: type, skipped: int) -> lis
         else:
             owned = ()
         kept = head[start + skipped : stop]
-        add(
-            new_tuple(made, (kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, rows, kept, owned))
-        )
+        add((kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, rows, kept, owned))
         start = stop
     if not records or len(records) > MAX_RECORDS:
         raise RemoteProtocolError(f"{len(records)} records in a message; 1 to {MAX_RECORDS} are allowed")
@@ -317,6 +315,12 @@ def _what_is_wrong(version: int, kind: int, priority: int, rows: int, length: in
 def make_ticket(epoch: int, counter: int) -> int:
     """epoch: u32, random per life of a balancer. counter: u32, from 1."""
     return epoch << 32 | (counter & 0xFFFFFFFF)
+
+
+def make_tickets(epoch: int) -> Iterator[int]:
+    """One after another, from counter 1; again from there after the last."""
+    first = make_ticket(epoch, 0)
+    return itertools.chain.from_iterable(itertools.repeat(range(first + 1, first + (1 << 32))))
 
 
 def ticket_epoch(ticket: int) -> int:

@@ -12,18 +12,16 @@ from orch import errors
 from tests.process.harness import Instance, Place, eventually
 
 
-def threads(pid: int | None) -> list[str]:
-    """Names of a process's threads."""
-    return [(task / "comm").read_text().strip() for task in Path(f"/proc/{pid}/task").iterdir()]
+def num_threads(instance: Instance) -> int:
+    """Of the worker."""
+    return len(list(Path(f"/proc/{instance.pid_of('r0')}/task").iterdir()))
 
 
 def warm(instance: Instance) -> None:
-    """Until the worker has learned that its batches take long."""
-    client = instance.client()
-    before = len(threads(instance.pid_of("r0")))
-    for _ in range(3):
-        assert client.request(["number", 1]) == 1
-    eventually(lambda: len(threads(instance.pid_of("r0"))) > before)
+    """Until the worker has learned that its batches take long, and others wait behind them."""
+    before = num_threads(instance)
+    assert list(instance.client().map([["number", 1]] * 40, concurrency=20)) == [1] * 40
+    assert num_threads(instance) == before + 1
 
 
 @pytest.mark.parametrize("shared", ["0", "64MiB"])
@@ -38,6 +36,17 @@ def test_answers_are_right_though_the_model_uses_its_memory_again(place: Place, 
             assert answer == number
         else:
             assert answer.min() == answer.max() == number
+
+
+def test_a_worker_that_is_seldom_busy_has_no_other_thread(place: Place) -> None:
+    """What is handed from one to another takes longer than what one does alone."""
+    instance = place.up("unhurried.py:Unhurried", replicas=1)
+    before = num_threads(instance)
+    warm(instance)
+    client = instance.client()
+    for number in range(20):
+        assert client.request(["number", number]) == number
+    assert num_threads(instance) == before
 
 
 def test_one_that_fails_fails_alone(place: Place) -> None:

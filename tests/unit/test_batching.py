@@ -186,6 +186,42 @@ def test_when_the_next_request_is_overdue_it_is_not_waited_for_any_more() -> Non
     assert batcher.wait_s(now + 0.003) == 0.0
 
 
+def test_those_who_were_answered_are_waited_for_if_they_ask_again_soon() -> None:
+    """Somebody else's request is here already; together they are one batch less."""
+    batcher = a_batcher(fixed_s=0.005, max_wait_s=0.002)
+    now = 1.0
+    for _ in range(20):  # one who asks again after 0.5 ms, far more seldom than a batch costs
+        arrive(batcher, now, "theirs")
+        batcher.take()
+        now += 0.006
+        batcher.ran(1, 0.006, now)
+        now += 0.0005
+    arrive(batcher, now, "theirs")
+    batcher.take()
+    arrive(batcher, now + 0.003, "ours")
+    now += 0.006
+    assert batcher.wait_s(now) == 0.0
+    batcher.ran(1, 0.006, now)
+    assert batcher.wait_s(now) == pytest.approx(0.001, rel=0.3)
+    arrive(batcher, now + 0.0005, "theirs")
+    assert batcher.wait_s(now + 0.0005) == 0.0
+    assert batcher.take() == ["ours", "theirs"]
+
+
+def test_who_does_not_ask_again_is_waited_for_no_longer_than_the_model_allows() -> None:
+    """From when the model was free, for who waited behind another batch."""
+    batcher = a_batcher(fixed_s=1.0, max_wait_s=0.002)
+    arrive(batcher, 1.0, "theirs")
+    batcher.take()
+    batcher.ran(1, 0.5, 1.5)
+    arrive(batcher, 1.6, "theirs")
+    batcher.take()
+    arrive(batcher, 1.7, "ours")
+    batcher.ran(1, 0.5, 2.1)
+    assert batcher.wait_s(2.1) == pytest.approx(0.002)
+    assert batcher.wait_s(2.103) == 0.0
+
+
 def test_a_model_that_never_waits_never_waits() -> None:
     """max_batch_wait = 0 is a promise."""
     batcher = a_batcher(max_wait_s=0.0, fixed_s=10.0)

@@ -121,6 +121,23 @@ def test_a_worker_that_was_given_up_keeps_its_chunks_until_it_is_dead() -> None:
     leases.check_invariants()
 
 
+def test_a_chunk_that_a_model_has_kept_is_nobody_elses_before_its_client_returns_it() -> None:
+    """The answer may be lost on its way, and the client sends the request again, from there."""
+    leases = Leases(64 * MIN_BYTES, epoch=1)
+    (where,) = leases.grant(A, MIN_BYTES, 1)
+    lease = leases.name(A, body(where))
+    leases.read(lease, R0)
+    leases.has_read(lease, R0, kept=True)
+    assert not leases.end(lease)
+    with pytest.raises(RemoteProtocolError):
+        leases.name(A, body(where))
+    leases.let_go(R0, [where.lease])
+    assert leases.num_leased == MIN_BYTES
+    leases.check_invariants()
+    leases.give_back(A, [where.lease])
+    assert leases.num_leased == 0
+
+
 def test_a_result_is_its_clients_until_it_is_returned() -> None:
     """And nobody's, when the worker names another chunk or none."""
     leases = Leases(64 * MIN_BYTES, epoch=1)

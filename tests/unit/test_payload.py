@@ -162,6 +162,15 @@ def test_large_bytes_are_a_frame_of_their_own_and_not_copied() -> None:
     assert arrived(data) == data
 
 
+@pytest.mark.parametrize("size", [10, FRAME_BYTES])
+def test_a_view_of_bytes_travels_as_bytes(size: int) -> None:
+    """So that bytes need not be copied out of where they were read to."""
+    data = bytearray(range(10)) * (size // 10 + 1)
+    body, frames = payload.encode(memoryview(data))
+    assert payload.decode(body, frames) == data
+    assert [memoryview(frame).obj is data for frame in frames] == [True] * (size >= FRAME_BYTES)
+
+
 # --- numpy ---------------------------------------------------------------------------------------------------------
 
 scalars = npst.scalar_dtypes() | npst.unicode_string_dtypes() | npst.byte_string_dtypes()

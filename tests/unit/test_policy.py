@@ -65,6 +65,24 @@ def test_what_waits_is_shared_among_idle_workers_and_otherwise_given_in_batches(
     assert policy.share(num_waiting, 1.0, idle, 1.0 * idle, room, batch) == given
 
 
+@pytest.mark.parametrize(
+    ("num_waiting", "awaited", "idle", "given"),
+    [
+        (8, 8, 2, 8),
+        (8, 0, 2, 4),
+        (16, 0, 2, 8),
+        (8, 4, 2, 6),
+        (1, 15, 2, 1),
+        (12, 12, 3, 8),
+        (2, 1, 3, 1),
+        (3, 9, 3, 3),
+    ],
+)
+def test_what_may_come_any_moment_counts_as_if_it_waited(num_waiting: int, awaited: int, idle: int, given: int) -> None:
+    """Workers that will be wanted for it are left to it."""
+    assert policy.share(num_waiting, 1.0, idle, 1.0 * idle, 32, 32, awaited) == given
+
+
 @given(waiting, st.integers(1, 64), weights)
 def test_among_equals_a_share_is_an_equal_part_rounded_up(num_waiting: int, idle: int, weight: float) -> None:
     """However the weights that are equal add up."""

@@ -871,3 +871,15 @@ def test_every_refusal_is_an_error_that_clients_know() -> None:
     house = House(queue=0)
     for refusal in (*house.asks(1), *house.asks(2, model=9), *house.asks(3, within=-1)):
         assert code(refusal) in errors.BY_CODE
+
+
+def test_figures_hold_all_that_has_happened_whenever_they_are_looked_at() -> None:
+    """Though they are entered when nobody waits."""
+    house = House("r0")
+    house.asks(1, 2, 3)
+    house.dispatch()
+    assert sum(house.router.figures.queue.counts) == 3
+    house.answers("r0", 1, 2)
+    assert sum(house.router.figures.total.counts) == 2
+    house.router.observe()
+    assert sum(house.router.figures.total.counts) == 2

@@ -267,7 +267,7 @@ class Histories(RuleBasedStateMachine):
         assert [entry.ticket for entry, _ in found] == [case.ticket for case in awaited]
         for case, (entry, record) in zip(awaited, found, strict=True):
             assert (entry.session, entry.request_id) == (case.session, case.request.request_id)
-            assert record.kind == kind
+            assert record[0] == kind
             case.sent_parts = case.sent_parts or kind not in FINAL
             if kind in FINAL:
                 self.final(entry.session, entry.request_id)

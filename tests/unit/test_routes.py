@@ -365,6 +365,37 @@ def test_all_that_has_arrived_can_be_read_at_once(connected: tuple[Watch, Side, 
     assert side.lost == [route]
 
 
+def test_peers_are_served_in_portions(tmp_path: Path) -> None:
+    """When it is enough the rest wait, and come first; who is closed meanwhile is not served."""
+    watch, side = Watch(), Side()
+    listener = Listener(f"{tmp_path}/s", 10, watch, side)
+    peers = [channel.connect(f"{tmp_path}/s") for _ in range(4)]
+    with contextlib.closing(listener), contextlib.ExitStack() as stack:
+        for peer in peers:
+            stack.enter_context(contextlib.closing(peer))
+        watch.wait(1.0)  # all are accepted
+        for number, peer in enumerate(peers):
+            peer.send([b"%d" % number])
+        watch.wait(1.0, lambda: len(side.taken) == 2)
+        assert len(side.taken) == 2
+        assert watch.is_ready
+        first, second = (message for _, message in side.taken)
+        left = {b"0", b"1", b"2", b"3"} - {*first, *second}
+        for number, peer in enumerate(peers):  # those that were served speak again, and wait behind the others
+            if b"%d" % number not in left:
+                peer.send([b"again"])
+        watch.wait(0, lambda: len(side.taken) == 3)
+        assert side.taken[2][1][0] in left
+        watch.wait(0, lambda: len(side.taken) == 4)
+        assert side.taken[3][1][0] in left
+        assert not watch.is_ready
+        watch.wait(0, lambda: True)
+        assert watch.is_ready
+        for route in {route for route, _ in side.taken}:
+            route.close()
+        assert not watch.is_ready, "one that is closed meanwhile"
+
+
 def test_what_is_no_message_ends_the_connection(connected: tuple[Watch, Side, LocalRoute, Channel]) -> None:
     """The side hears why, and that it has ended; the peer sees the end."""
     watch, side, route, theirs = connected

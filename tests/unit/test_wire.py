@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from orch import payload, wire
 from orch.errors import LocalProtocolError, RemoteProtocolError
-from orch.wire import HEADER, MAX_FRAMES, MAX_INLINE_BYTES, MAX_RECORDS, Kind, Priority, Record
+from orch.wire import HEADER, MAX_FRAMES, MAX_INLINE_BYTES, MAX_RECORDS, Kind, Priority, Received, Record
 
 U8, U16, U32, U64, I64 = 2**8 - 1, 2**16 - 1, 2**32 - 1, 2**64 - 1, 2**63 - 1
 
@@ -55,18 +55,18 @@ def test_records_arrive_as_they_were_sent(sent: list[Record]) -> None:
 def test_records_that_are_passed_on_leave_as_they_came(sent: list[Record]) -> None:
     """Whether their headers are kept or packed anew."""
     for message in wire.messages(sent):
-        received = wire.receive(message[0], message[1:])
+        received = [Received(*each) for each in wire.receive(message[0], message[1:])]
         run = wire.decode(message[0], message[1:])
         assert [wire.changed(record) for record in received] == run
-        assert list(wire.pack([wire.as_piece(record) for record in run])) == [message]
-        assert list(wire.pack([wire.as_piece(record) for record in received])) == [message]
+        assert wire.pack([wire.as_piece(record) for record in run]) == [message]
+        assert wire.pack([wire.as_piece(record) for record in received]) == [message]
 
 
 @given(records, st.integers(0, U8), st.integers(0, U64))
 def test_a_request_is_given_to_a_worker_with_its_attempt_and_ticket(sent: Record, attempt: int, ticket: int) -> None:
     """And nothing else is changed."""
     head, *frames = wire.encode([sent])
-    requests: list[wire.AnyRecord] = [sent, *wire.receive(head, frames)]
+    requests: list[wire.AnyRecord] = [sent, Received(*wire.receive(head, frames)[0])]
     for request in requests:
         ((head, *frames),) = wire.pack([(wire.addressed(request.raw, attempt, ticket), request.frames)])
         assert wire.decode(head, frames) == [sent._replace(attempt=attempt, ticket=ticket)]
@@ -174,6 +174,12 @@ def test_a_ticket_tells_its_epoch(epoch: int, counter: int) -> None:
     assert wire.make_ticket(epoch, counter + 2**32) == ticket
 
 
+def test_tickets_of_an_epoch_follow_each_other() -> None:
+    """From the counter 1."""
+    tickets = wire.make_tickets(7)
+    assert [next(tickets) for _ in range(3)] == [wire.make_ticket(7, counter) for counter in (1, 2, 3)]
+
+
 def test_a_map_is_read_with_the_fields_it_must_have() -> None:
     """What a newer version adds is left out."""
     body = wire.write_map(session=b"x" * 16, sdk="9.9", window=0, mood="bright")
@@ -259,7 +265,7 @@ def test_any_bytes_are_records_or_a_remote_protocol_error() -> None:
         if accepted % 16 == 0:
             assert wire.pack_head(found) == data
             received = wire.receive(data, frames if i % 4 == 3 else ())
-            assert b"".join([each.raw for each in received]) == data
+            assert b"".join([Received(*each).raw for each in received]) == data
     assert 100_000 < accepted < NUM_MESSAGES - 100_000, "both outcomes are common, or this test tells little"
 
 

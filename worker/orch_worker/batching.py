@@ -34,6 +34,7 @@ class BatchCost:
 
     def __init__(self) -> None:
         self._weight = self._x = self._y = self._xx = self._xy = 0.0
+        self.mean_s = 0.0  # of recent batches; 0 before the first
 
     def observe(self, rows: int, seconds: float) -> None:
         """A batch of `rows` rows took `seconds`."""
@@ -42,11 +43,7 @@ class BatchCost:
         self._y = FORGET * self._y + seconds
         self._xx = FORGET * self._xx + rows * rows
         self._xy = FORGET * self._xy + rows * seconds
-
-    @property
-    def mean_s(self) -> float:
-        """Of recent batches; 0 before the first."""
-        return self._y / self._weight if self._weight else 0.0
+        self.mean_s = self._y / self._weight
 
     @property
     def fixed_s(self) -> float:
@@ -61,6 +58,10 @@ class BatchCost:
         return min(mean_y, max(0.0, mean_y - slope * mean_x))
 
 
+def _learned(expected_s: float | None, seen_s: float) -> float:
+    return seen_s if expected_s is None else expected_s + GAP_GAIN * (seen_s - expected_s)
+
+
 class Batcher:
     """Owns what has arrived and does not run yet."""
 
@@ -70,8 +71,10 @@ class Batcher:
         self.cost = BatchCost()
         self._items: deque[Item] = deque()
         self._rows = 0
-        self._gap_s: float | None = None
+        self._gap_s: float | None = None  # between two messages
+        self._return_s: float | None = None  # from a batch's answer to the next message
         self._last_arrival: float | None = None
+        self._free_at: float | None = None  # when the last batch was answered; None: something has come since
 
     def __len__(self) -> int:
         return len(self._items)
@@ -95,16 +98,23 @@ class Batcher:
         """Forget what has arrived, and nothing that was learned."""
         self._items.clear()
         self._rows = 0
-        self._gap_s = self._last_arrival = None
+        self._gap_s = self._return_s = self._last_arrival = self._free_at = None
 
     def add(self, items: list[Item], now: float) -> None:
         """One message has arrived."""
         if self._last_arrival is not None:
-            gap = now - self._last_arrival
-            self._gap_s = gap if self._gap_s is None else self._gap_s + GAP_GAIN * (gap - self._gap_s)
-        self._last_arrival = now
+            self._gap_s = _learned(self._gap_s, now - self._last_arrival)
+        if self._free_at is not None:
+            self._return_s = _learned(self._return_s, now - self._free_at)
+        self._last_arrival, self._free_at = now, None
         self._items.extend(items)
-        self._rows += sum([item.rows for item in items])
+        for item in items:
+            self._rows += item.rows
+
+    def ran(self, rows: int, seconds: float, now: float) -> None:
+        """A batch of `rows` rows took `seconds`, and is answered."""
+        self.cost.observe(rows, seconds)
+        self._free_at = now
 
     def drop(self, unwanted: Callable[[Any], bool]) -> list[Any]:
         """Take out, and return, the values for which `unwanted` is true: cancelled, or past their deadline."""
@@ -119,12 +129,15 @@ class Batcher:
         if not self._items:
             return None
         first = self._items[0]
-        if first.alone or self._rows >= self.max_batch_size or self._gap_s is None or self._last_arrival is None:
+        if first.alone or self._rows >= self.max_batch_size:
             return 0.0
-        if self._gap_s * self._rows >= self.cost.fixed_s:
+        # Those who were just answered may ask again; else somebody does, as often as before.
+        waits_since, since, expected_s = first.arrived_at, self._last_arrival, self._gap_s
+        if self._free_at is not None:
+            waits_since, since, expected_s = max(first.arrived_at, self._free_at), self._free_at, self._return_s
+        if since is None or expected_s is None or expected_s * self._rows >= self.cost.fixed_s:
             return 0.0
-        until = min(first.arrived_at + self.max_wait_s, self._last_arrival + PATIENCE * self._gap_s)
-        return max(0.0, until - now)
+        return max(0.0, min(waits_since + self.max_wait_s, since + PATIENCE * expected_s) - now)
 
     def take(self) -> list[Any]:
         """The next batch: whole requests in order of arrival, max_batch_size rows unless one alone has more."""

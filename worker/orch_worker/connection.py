@@ -31,6 +31,7 @@ class Connection:
         self._path = path
         self._link = link
         self._channel: Channel | None = None
+        self._fd = -1  # the channel's
         self._opened_at = 0.0
         self._wake, self._wake_writer = socket.socketpair()
         self._wake.setblocking(False)
@@ -56,15 +57,16 @@ class Connection:
             self._channel = channel.connect(self._path)
         except OSError:
             return
-        self._poll.register(self._channel.fileno(), select.POLLIN)
+        self._fd = self._channel.fileno()
+        self._poll.register(self._fd, select.POLLIN)
         self.send([first])
 
     def close(self) -> None:
         """End it, without another word."""
         if self._channel is not None:
-            self._poll.unregister(self._channel.fileno())
+            self._poll.unregister(self._fd)
             self._channel.close()
-            self._channel = None
+            self._channel, self._fd = None, -1
 
     def wait(self, timeout_s: float | None) -> bool:
         """Sleep until something happens, at most so long; whether there is something to read."""
@@ -72,7 +74,7 @@ class Connection:
         timeout_ms = None if timeout_s is None else max(1, round(timeout_s * 1000)) if timeout_s else 0
         readable = False
         for fd, _ in self._poll.poll(timeout_ms):
-            if self._channel is not None and fd == self._channel.fileno():
+            if fd == self._fd:
                 readable = True
             elif fd == self._link.fileno():
                 self._link.receive()

@@ -109,7 +109,10 @@ class Engine:
         except BaseException as err:  # noqa: BLE001  sys.exit() in a model too
             failed = err
         # Here, and not above: what the parts of the batch raise did not happen while this was handled.
-        return self._after(failed, rows)
+        try:
+            return self._after(failed, rows)
+        finally:
+            del failed  # it refers to this frame, and so to the inputs: no cycle is to keep them
 
     def stream(self, input: Any) -> Iterator[Any]:  # noqa: A002  the contract's word
         """The parts of one answer; what the model raises passes through."""

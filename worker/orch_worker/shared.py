@@ -56,6 +56,11 @@ class Shared:
         self._reading.clear()
 
     @property
+    def keeps(self) -> bool:
+        """Whether the model still refers to memory of a request that is answered."""
+        return bool(self._kept)
+
+    @property
     def kept(self) -> list[int]:
         """Leases whose memory the model still refers to."""
         return list(self._kept)

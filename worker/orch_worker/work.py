@@ -22,6 +22,8 @@ NS = 1_000_000_000
 # For every record: to look a member up in its enum costs as much as the rest of a comparison.
 RESULT, NORMAL = int(Kind.RESULT), int(Priority.NORMAL)
 STREAM, ARENA, NO_RETRY = Flag.STREAM, Flag.ARENA, Flag.NO_RETRY
+# Outputs that no later batch can change: they are packed beside it.
+LASTING = frozenset([bytes, str, int, float, bool, type(None), Failure])
 # A NamedTuple's own constructor is a Python function, and takes three times as long.
 new_tuple = tuple.__new__
 
@@ -30,11 +32,13 @@ new_tuple = tuple.__new__
 class Batch:
     """Requests that run together. `requests` and `inputs` are those that could be read, in order."""
 
-    tickets: list[int]
-    num_rows: int
     waits_since: float  # when the first of them arrived
+    tickets: list[int] = field(default_factory=list)
+    num_rows: int = 0
     requests: list[Record] = field(default_factory=list)
     inputs: list[Row] = field(default_factory=list)
+    outputs: list[Any] = field(default_factory=list)  # of `requests`, that are not packed yet
+    times: int = 0  # how it went, as `wire.pack_times` says
     answers: list[Record] = field(default_factory=list)
     took_s: float = 0.0
     sent: threading.Event | None = None  # set once nothing refers to memory of the model's own
@@ -52,21 +56,23 @@ class Work:
 
     def unpack(self, requests: list[Record], since: float) -> Batch:
         """A batch that can be run; what cannot be read is answered in it already."""
-        batch = Batch([request.ticket for request in requests], sum([request.rows for request in requests]), since)
+        batch = Batch(since)
         for request in requests:
+            _, flags, _, _, _, _, ticket, _, rows, body, frames = request
+            batch.tickets.append(ticket)
+            batch.num_rows += rows
             try:
                 # `read` for most of them, without the call.
-                plain = not (request.frames or request.flags & ARENA)
-                value = payload.decode(request.body) if plain else self.read(request)
+                value = self.read(request) if frames or flags & ARENA else payload.decode(body)
             except RemoteProtocolError as err:
                 batch.answers.append(failed(request, RequestError(f"the payload could not be read: {err}")))
             else:
-                batch.inputs.append(new_tuple(Row, (value, not request.flags & NO_RETRY)))
+                batch.inputs.append(new_tuple(Row, (value, not flags & NO_RETRY)))
                 batch.requests.append(request)
         return batch
 
     def run(self, batch: Batch) -> None:
-        """Its answers. When it returns, nothing of ours refers to what the requests held.
+        """Its answers, or outputs that `finish` may pack later. Nothing of ours refers to what the requests held then.
 
         Raises:
             DeviceLost: nothing in this process can work any more.
@@ -74,18 +80,21 @@ class Work:
         started_ns = time.monotonic_ns()
         self._page.begin_batch(batch.tickets, started_ns)
         if batch.inputs:
-            outputs = self.engine.run(batch.inputs)
+            batch.outputs = self.engine.run(batch.inputs)
             batch.inputs.clear()
-            times = wire.pack_times(started_ns / NS - batch.waits_since, (time.monotonic_ns() - started_ns) / NS)
-            pack = self.pack
-            pairs = zip(batch.requests, outputs, strict=True)
-            batch.answers += [pack(request, output, RESULT, times) for request, output in pairs]
-            batch.requests.clear()
-            if any(answer.frames for answer in batch.answers):
-                batch.sent = threading.Event()
+            batch.times = wire.pack_times(started_ns / NS - batch.waits_since, (time.monotonic_ns() - started_ns) / NS)
+            if not LASTING.issuperset(map(type, batch.outputs)):
+                self.finish(batch)
+                if any(answer.frames for answer in batch.answers):
+                    batch.sent = threading.Event()
             self._shared.synchronize()
         batch.took_s = (time.monotonic_ns() - started_ns) / NS
-        self._page.end_batch()
+
+    def finish(self, batch: Batch) -> None:
+        """Pack the outputs that are not yet packed. Raises DeviceLost."""
+        for request, output in zip(batch.requests, batch.outputs, strict=True):
+            batch.answers.append(self.pack(request, output, RESULT, batch.times))
+        batch.requests, batch.outputs = [], []
 
     def read(self, request: Record) -> Any:
         """The payload. Raises RemoteProtocolError."""
