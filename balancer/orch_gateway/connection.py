@@ -47,6 +47,9 @@ class Site(Protocol):
     def hold(self, num_bytes: int) -> bool:
         """Take so many bytes of bodies into account (fewer, if negative); whether that is within the bound."""
 
+    def lend(self, num_bytes: int) -> memoryview | None:
+        """Memory for a body that is one input as it is; None: there is none."""
+
     def answered(self, request: Request, response: Response, num_bytes: int) -> None:
         """An answer was written; num_bytes: of its body."""
 
@@ -70,27 +73,26 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's are of no class of asyncio's
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         peer = transport.get_extra_info("peername")
-        self._reading = Reading(peer[0] if peer else "-", self._site.max_body_bytes, self._site.hold)
+        self._reading = Reading(peer[0] if peer else "-", self._site.max_body_bytes, self._site.hold, self._lend)
         self._site.connections.add(self)
 
     def connection_lost(self, _error: Exception | None) -> None:
         self._site.connections.discard(self)
         self._closing = True
-        self._reading.waiting.clear()
-        self._reading.let_go(self._reading.held_bytes)
+        self._reading.end()
         if self._task is not None:
             self._task.cancel()
         self.resume_writing()
 
     def get_buffer(self, _sizehint: int) -> memoryview:
-        room = self._reading.room
-        return self._site.buffer if room is None else room
+        rest = self._reading.rest
+        return self._site.buffer if rest is None else rest
 
     def buffer_updated(self, num_bytes: int) -> None:
         if self._closing:
             return
         reading = self._reading
-        if reading.room is None:
+        if reading.rest is None:
             reading.feed(self._site.buffer[:num_bytes], time.monotonic())
         else:
             reading.filled(num_bytes, time.monotonic())
@@ -103,6 +105,10 @@ class Connection(asyncio.BufferedProtocol):
         drained, self._drained = self._drained, None
         if drained is not None and not drained.done():
             drained.set_result(None)
+
+    def _lend(self, num_bytes: int) -> memoryview | None:
+        """Not for a request that has to wait for another one of this connection."""
+        return None if self._is_serving or self._reading.waiting else self._site.lend(num_bytes)
 
     # --- serving -------------------------------------------------------------------------------------------------
 
@@ -213,6 +219,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def look(self, now: float) -> None:
         """Called about once a second: give up what takes too long."""
+        self._reading.look(now)
         unsent = self._transport.get_write_buffer_size()
         if not unsent or unsent != self._unsent:
             self._unsent, self._unsent_since = unsent, now

@@ -25,6 +25,7 @@ EXTENSIONS = (
 )
 NUM_PRIORITIES = 3
 NS = 1_000_000_000
+MS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,10 @@ class Statistics:
     batches: Mapping[int, Duration] = field(default_factory=dict)  # by batch size, the time of the model's runs
 
 
-def statistics_of(status: Mapping[str, Any]) -> Statistics:
+def statistics_of(status: Mapping[str, Any], since_1970_s: float = 0.0) -> Statistics:
     """What the supervisor's status tells of its one model, since the balancer's start.
+
+    since_1970_s: what the wall clock is ahead of the monotonic one.
 
     success: from a request's admission to its answer, also where the model refused it. queue: until its batch began, at
     the balancer and at the worker. What a worker does before and after the model's own time is not told apart.
@@ -61,13 +64,16 @@ def statistics_of(status: Mapping[str, Any]) -> Statistics:
     whole, waits, batch, compute = (_duration(latency.get(name)) for name in ("total", "queue", "batch", "compute"))
     refused = queue.get("failed", 0)
     answered = queue.get("answered", 0) - refused
+    runs, last_at_s = batches.get("runs", ()), batches.get("last_at_s")
     return Statistics(
+        last_inference_ms=round((since_1970_s + last_at_s) * MS) if last_at_s else 0,
         num_rows=answered,
         num_batches=sum(batches.get("counts", ())),
         success=Duration(answered, whole.ns),
         fail=Duration(refused + sum(queue.get(name, 0) for name in ("expired", "lost", "poisoned"))),
         queue=Duration(waits.count, waits.ns + batch.ns),
         compute_infer=compute,
+        batches={rows: Duration(count, round(sum_s * NS)) for rows, count, sum_s in runs},
     )
 
 

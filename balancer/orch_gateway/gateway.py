@@ -21,9 +21,10 @@ from orch_gateway.accesslog import AccessLog
 from orch_gateway.app import App
 from orch_gateway.asking import Supervisor
 from orch_gateway.counts import HttpCounts
-from orch_gateway.manners import Keys, Origins
+from orch_gateway.manners import Keys, Origins, Paces
 from orch_gateway.messages import Request, Response
 from orch_gateway.models import Models
+from orch_gateway.rates import SharedPaces
 from orch_gateway.running import Running
 from orch_gateway.served import Served
 from orch_gateway.server import Server
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 # How often counts are told and the key file is looked at.
 TELL_S: Final = 1.0
+RATES: Final = "rates"
 # Answers that are under way when the gateway is told to stop get so long; the supervisor's patience is longer.
 STOP_S: Final = 2.0
 # Spans that are not sent yet get so long.
@@ -46,7 +48,10 @@ FLUSH_S: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the supervisor tells first. access_log: "off", "text" or "json". local: bound to loopback."""
+    """What the supervisor tells first. access_log: "off", "text" or "json". local: bound to loopback.
+
+    handed_over: somebody else holds the shared listeners, too; connections wait there until requests may be served.
+    """
 
     endpoint: str
     control: str
@@ -62,6 +67,7 @@ class Settings:
     tls_key: str | None
     grpc: str | None
     share_grpc: bool
+    handed_over: bool = False
 
 
 class Gateway:
@@ -71,11 +77,15 @@ class Gateway:
         self._settings, self._link, self._sockets = settings, link, sockets
         self._loop = asyncio.get_running_loop()
         self._models = Models()
-        self._keys = Keys(key_file.digest_of, settings.keys_required)
+        self._keys = Keys(key_file.digest_of, settings.keys_required, paces_in(Path(settings.control).parent).take)
         self._keys_path, self._keys_seen = Path(settings.keys), 0
         self._counts, self._told = HttpCounts(), 0
         self._num_answered = 0
         self._stopped = asyncio.Event()
+        self._leaving: asyncio.Task[None] | None = None
+        self._accepts = asyncio.Event()  # requests may be served, or wait for a worker
+        if not settings.handed_over:
+            self._accepts.set()
         self._service = Service(settings.endpoint)
         supervisor = Supervisor(settings.control, time.monotonic)
         self._served = Served(self._models, self._service, supervisor)
@@ -93,6 +103,7 @@ class Gateway:
         self._server = Server(
             self._app.handle,
             self._answered,
+            lend=self._service.lend,
             max_body_bytes=settings.max_body_bytes,
             max_connections=settings.max_connections,
             keep_alive_s=settings.keep_alive_s,
@@ -103,7 +114,11 @@ class Gateway:
         """Serve until told to stop, or until the supervisor is gone."""
         self._loop.add_reader(self._link.fileno(), self._read)
         self._look_at_keys()
-        await self._server.start(self._sockets)
+        shared = [each for each in self._sockets if each.family is not socket.AF_UNIX]
+        await self._server.start([each for each in self._sockets if each not in shared])
+        opening = self._loop.create_task(self._open(shared))
+        if self._accepts.is_set():
+            await opening
         if self._settings.grpc is not None:
             self._grpc = await self._start_grpc(self._settings.grpc)
             await self._grpc.tell_health(ready=self._is_ready)
@@ -111,6 +126,9 @@ class Gateway:
         telling = self._loop.create_task(self._tell())
         await self._stopped.wait()
         telling.cancel()
+        opening.cancel()
+        if self._leaving is not None:
+            self._leaving.cancel()
         if self._grpc is not None:
             await self._grpc.stop(STOP_S)
         await self._server.stop(STOP_S)
@@ -126,10 +144,22 @@ class Gateway:
         match message.get("do"):
             case "models":
                 self._models.replace(message["models"])
+                if any(each["accepts"] for each in message["models"]):
+                    self._accepts.set()
+            case "leave":
+                self._leaving = self._loop.create_task(self._leave())
             case "drain":
                 self._app.draining = self._served.draining = True
             case "stop":
                 self._stopped.set()
+
+    async def _open(self, sockets: list[socket.socket]) -> None:
+        await self._accepts.wait()
+        await self._server.start(sockets)
+
+    async def _leave(self) -> None:
+        await self._server.leave()
+        self._link.send(event="left")
 
     def _read(self) -> None:
         for message in self._link.receive():
@@ -191,6 +221,15 @@ class Gateway:
         except ConfigError as err:
             self._keys.required = True
             log.error("%s; the keys stay as they were", err)
+
+
+def paces_in(directory: Path) -> Paces | SharedPaces:
+    """How fast keys may ask, of all gateways of the instance together; directory: the instance's own."""
+    try:
+        return SharedPaces(directory / RATES)
+    except OSError as err:
+        log.error("the rates of keys count at each gateway by itself: %s", err)
+        return Paces()
 
 
 def tracing_of(environ: Mapping[str, str]) -> Tracing | None:

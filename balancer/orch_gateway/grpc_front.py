@@ -27,6 +27,7 @@ OPEN: Final = (
     "/inference.GRPCInferenceService/ServerReady",
     "/inference.GRPCInferenceService/ModelReady",
 )
+TRACED: Final = ("ModelInfer", "ModelStreamInfer")
 CODES: Final = {401: grpc.StatusCode.UNAUTHENTICATED, 429: grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
@@ -62,28 +63,30 @@ class AsksForKeys(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc shi
 
 
 class Traces(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """A span for each inference that is one call; a stream of them has no end of its own."""
+    """A span for each call that runs inferences; that of a stream is as long as the stream."""
 
     def __init__(self, tracing: Tracing) -> None:
         self._tracing = tracing
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         handler = await continuation(details)
-        if handler is None or not details.method.endswith("/ModelInfer"):
-            return handler
         name = details.method.lstrip("/")
+        method = name.rpartition("/")[2]
+        if handler is None or method not in TRACED:
+            return handler
         headers = {key: value for key, value in details.invocation_metadata if isinstance(value, str)}
+        inner = handler.stream_stream if handler.request_streaming else handler.unary_unary
 
         async def call(request: Any, context: Any) -> Any:
-            span = self._tracing.begin(name, headers, {"rpc.system": "grpc", "rpc.method": "ModelInfer"})
+            span = self._tracing.begin(name, headers, {"rpc.system": "grpc", "rpc.method": method})
             if not span.is_sampled:
-                return await handler.unary_unary(request, context)
+                return await inner(request, context)
             with span.told_times(lambda _: context.code().name if context.code() else "CANCELLED"):
-                answer = await handler.unary_unary(request, context)
+                answer = await inner(request, context)
             span.end({"rpc.grpc.status_code": grpc.StatusCode.OK.value[0]})
             return answer
 
-        return grpc.unary_unary_rpc_method_handler(call, handler.request_deserializer, handler.response_serializer)
+        return _handler_like(handler, call, handler.request_deserializer, handler.response_serializer)
 
 
 def _refusing(handler: Any, code: grpc.StatusCode, text: str) -> Any:
@@ -92,6 +95,11 @@ def _refusing(handler: Any, code: grpc.StatusCode, text: str) -> Any:
     async def refuse(_request: Any, context: Any) -> None:
         await context.abort(code, text)
 
+    return _handler_like(handler, refuse)
+
+
+def _handler_like(handler: Any, call: Callable[[Any, Any], Awaitable[Any]], *forms: Any) -> Any:
+    """A handler of the same form that does something else. forms: its deserializer and serializer."""
     takes = "stream" if handler.request_streaming else "unary"
     gives = "stream" if handler.response_streaming else "unary"
-    return getattr(grpc, f"{takes}_{gives}_rpc_method_handler")(refuse)
+    return getattr(grpc, f"{takes}_{gives}_rpc_method_handler")(call, *forms)

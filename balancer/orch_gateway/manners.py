@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from orch_gateway.messages import Header, Request
@@ -65,48 +65,54 @@ def priority(given: str | None) -> str:
 # --- keys --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class Key:
-    """One key, known by its digest alone, and what is left of its rate. rate: requests in a second; None: any."""
+class Key(NamedTuple):
+    """One key, known by its digest alone. rate: requests in a second; None: any."""
 
     name: str
     digest: str
     rate: float | None = None
-    left: float = math.inf
-    counted_at: float = 0.0
 
-    def take(self, now: float) -> float:
+
+def paced(due_at: float, rate: float, now: float) -> tuple[float, float]:
+    """Count one request of a key: when its next one is due, and seconds until one may come, 0 if this one may.
+
+    due_at: what was said of the last one, or any time that has passed. A request may come before it is due, by what
+    the rate gives in BURST_S.
+    """
+    ahead_s = max(0.0, BURST_S - 1 / rate)
+    if due_at - now > ahead_s:
+        return due_at, due_at - now - ahead_s
+    return max(due_at, now) + 1 / rate, 0.0
+
+
+class Paces:
+    """Owns when the next request of each key is due. See `rates.SharedPaces` for more than one process."""
+
+    def __init__(self) -> None:
+        self._due_at: dict[str, float] = {}
+
+    def take(self, digest: str, rate: float, now: float) -> float:
         """Count one request; seconds until one may come, 0 if this one may."""
-        if self.rate is None:
-            return 0.0
-        most = max(1.0, self.rate * BURST_S)
-        self.left = min(most, self.left + (now - self.counted_at) * self.rate)
-        self.counted_at = now
-        if self.left < 1:
-            return (1 - self.left) / self.rate
-        self.left -= 1
-        return 0.0
+        self._due_at[digest], wait_s = paced(self._due_at.get(digest, -math.inf), rate, now)
+        return wait_s
 
 
 @dataclass(slots=True)
 class Keys:
-    """Owns the keys of one gateway. digest_of: what is kept of a token.
+    """Owns the keys of one gateway. digest_of: what is kept of a token; take: of `Paces`.
 
     required: nobody may come without a key, even where there is none.
     """
 
     digest_of: Callable[[str], str]
     required: bool = False
+    take: Callable[[str, float, float], float] = field(default_factory=lambda: Paces().take)
     by_digest: dict[str, Key] = field(default_factory=dict)
 
     def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Take what the file says now. A key that was there keeps what is left of its rate."""
-        found = {}
-        for row in rows:
-            old = self.by_digest.get(str(row["digest"]))
-            key = Key(str(row["name"]), str(row["digest"]), row.get("rate"))
-            found[key.digest] = old if old is not None and (old.name, old.rate) == (key.name, key.rate) else key
-        self.by_digest = found
+        """Take what the file says now."""
+        found = [Key(str(row["name"]), str(row["digest"]), row.get("rate")) for row in rows]
+        self.by_digest = {key.digest: key for key in found}
 
     def admit(self, authorization: str, now: float) -> str:
         """The name of the key that a request came with; "" where none is asked for.
@@ -121,8 +127,7 @@ class Keys:
         key = self.by_digest.get(digest)
         if key is None or not hmac.compare_digest(key.digest, digest):
             raise Refused(401, NO_KEY, "unauthorized")
-        wait_s = key.take(now)
-        if wait_s:
+        if key.rate is not None and (wait_s := self.take(key.digest, key.rate, now)):
             raise Refused(429, f"key {key.name!r} may ask {key.rate:g} times a second", "rate_limit", wait_s)
         return key.name
 

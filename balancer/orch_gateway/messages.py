@@ -14,6 +14,9 @@ EVENTS: Final = b"text/event-stream"
 BINARY: Final = b"application/octet-stream"
 TEXT: Final = b"text/plain; charset=utf-8"
 
+# Of the Open Inference Protocol: how many bytes of a body are JSON, and the tensors' binary form behind it.
+HEADER_LENGTH: Final = b"inference-header-content-length"
+
 Header = tuple[bytes, bytes]
 Buffer = bytes | bytearray | memoryview
 STATUS_LINES: Final = {int(each): b"HTTP/1.1 %d %s\r\n" % (each, each.phrase.encode()) for each in http.HTTPStatus}

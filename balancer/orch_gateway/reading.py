@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import httptools
 import numpy as np
 
-from orch_gateway.messages import Request, Response, split_target
+from orch_gateway.messages import BINARY, HEADER_LENGTH, Request, Response, split_target
 from orch_gateway.refusals import refusal
 
 # A request line with all headers; what nginx (4 x 8 KiB) and others take is less.
@@ -26,6 +26,27 @@ BODY_S: Final = 20.0
 MIN_BYTES_PER_S: Final = 500
 # A body of so many bytes, if its length is told, is read to where it stays: past the parser, which would copy it twice.
 LARGE_BODY_BYTES: Final = 64 * 1024
+# A body that has not come after so many seconds takes no memory that others wait for.
+LENT_S: Final = 1.0
+
+Lend = Callable[[int], memoryview | None]
+
+
+def no_memory(_num_bytes: int) -> None:
+    """A `lend` that has none."""
+
+
+def memory_for(num_bytes: int) -> memoryview:
+    """Memory of our own that nobody clears first, and that the kernel does not give before something is written."""
+    return np.empty(num_bytes, np.uint8).data
+
+
+def is_one_input(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a body is what a model gets, as it is: bytes, or a raw request of the Open Inference Protocol."""
+    if b"content-encoding" in headers:
+        return False
+    length = headers.get(HEADER_LENGTH)
+    return length == b"0" or (length is None and headers.get(b"content-type") == BINARY)
 
 
 @dataclass(slots=True)
@@ -38,23 +59,33 @@ class _Arriving:
     head_bytes: int = 0
     head_done: bool = False
     is_large: bool = False
+    is_lent: bool = False
     pieces: list[bytes] = field(default_factory=list)
     body_bytes: int = 0
     method: str = ""
     began: float = 0.0
 
 
+def head_again(request: _Arriving, version: str) -> bytes:
+    """A request's line and headers, as they could have been sent."""
+    lines = [b"%s %s HTTP/%s" % (request.method.encode(), request.target, version.encode())]
+    return b"\r\n".join([*lines, *(b"%s: %s" % each for each in request.headers.items()), b"", b""])
+
+
 class Reading:
-    """Owns what has been read of a connection. hold: takes bytes of a body into account; False: they are too many.
+    """Owns what has been read of a connection.
+
+    hold: takes bytes of a body into account; False: they are too many. lend: memory for a body that is one input as it
+    is, from which it need not be copied any more; None: there is none.
 
     deadline: when more has to have come of the request that arrives; infinite while none does. wants_body: a client
-    waits to be told that its body is welcome. is_over: what follows the last request is not HTTP/1.1. room: where the
+    waits to be told that its body is welcome. is_over: what follows the last request is not HTTP/1.1. rest: where the
     rest of a large body is to be read to; None: nowhere, `feed` takes what comes. held_bytes: of bodies, as told to
     `hold` and not let go.
     """
 
-    def __init__(self, peer: str, max_body_bytes: int, hold: Callable[[int], bool]) -> None:
-        self._peer, self._max_body_bytes, self._hold = peer, max_body_bytes, hold
+    def __init__(self, peer: str, max_body_bytes: int, hold: Callable[[int], bool], lend: Lend = no_memory) -> None:
+        self._peer, self._max_body_bytes, self._hold, self._lend = peer, max_body_bytes, hold, lend
         self._parser = httptools.HttpRequestParser(self)
         self._arriving: _Arriving | None = None
         self._now = 0.0
@@ -64,8 +95,9 @@ class Reading:
         self.wants_body = False
         self.is_over = False
         self.held_bytes = 0
-        self.room: memoryview | None = None
-        self._body = memoryview(b"")  # of which `room` is the end
+        self.rest: memoryview | None = None
+        self._body = memoryview(b"")  # of which `rest` is the end
+        self._head = b""  # to be read again
 
     @property
     def is_amid(self) -> bool:
@@ -78,9 +110,7 @@ class Reading:
             return
         self._now = now
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:  # the request was read; what else it wants is not spoken here
-            self.is_over = True
+            self._parse(data)
         except httptools.HttpParserError:
             self.refuse(refusal(400, "this is no HTTP/1.1 request"))
         arriving = self._arriving
@@ -91,26 +121,57 @@ class Reading:
             if arriving.head_bytes > MAX_HEAD_BYTES:
                 self.refuse(refusal(431, f"the headers have more than {MAX_HEAD_BYTES} bytes"))
         elif arriving.is_large:
-            self._make_room(arriving)
+            self._make_place(arriving)
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        while True:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as err:  # the parser thinks that the request ends with its head
+                if self.refusal is not None:
+                    return
+                if not self._head:  # of CONNECT there is nothing that could follow
+                    self.is_over = True
+                    return
+                data, self._head = self._head + data[err.args[0] :], b""
+                self._parser = httptools.HttpRequestParser(self)
+            else:
+                return
 
     def filled(self, num_bytes: int, now: float) -> None:
-        """So many bytes have come to the beginning of `room`."""
-        arriving, room = self._arriving, self.room
-        if arriving is None or room is None:
+        """So many bytes have come to the beginning of `rest`."""
+        arriving, rest = self._arriving, self.rest
+        if arriving is None or rest is None:
             return
         self._now = now
         self._count(arriving, num_bytes)
-        if self.room is None:  # they were too many
+        if self.rest is None:  # they were too many
             return
-        self.room = room[num_bytes:]
-        if num_bytes == len(room):
+        self.rest = rest[num_bytes:]
+        if num_bytes == len(rest):
             self._complete(self._body)
+
+    def look(self, now: float) -> None:
+        """Called about once a second: what was lent for a body that comes slowly goes back."""
+        arriving, rest = self._arriving, self.rest
+        if arriving is not None and rest is not None and arriving.is_lent and now > arriving.began + LENT_S:
+            arriving.is_lent = False
+            come, self._body = self._body[: -len(rest)], memory_for(len(self._body))
+            self._body[: len(come)] = come
+            self.rest = self._body[len(come) :]
 
     def refuse(self, response: Response) -> None:
         """Answer what arrives with an error, after what came before it."""
         if self.refusal is None:
             self.refusal, self._arriving, self.deadline = response, None, math.inf
-            self.room, self._body = None, memoryview(b"")
+            self.rest, self._body = None, memoryview(b"")
+
+    def end(self) -> None:
+        """The client is gone: let go of everything now, whoever may refer to this for a while."""
+        self._arriving, self.deadline = None, math.inf
+        self.rest, self._body = None, memoryview(b"")
+        self.waiting.clear()
+        self.let_go(self.held_bytes)
 
     def let_go(self, num_bytes: int) -> None:
         """Of what is held, so much, or all if it is less."""
@@ -157,8 +218,12 @@ class Reading:
         self.deadline = self._now + BODY_S
         headers = arriving.headers
         num_bytes = int(headers.get(b"content-length") or b"0")
-        arriving.is_large = num_bytes >= LARGE_BODY_BYTES and b"upgrade" not in headers
-        if b"host" not in headers and self._parser.get_http_version() == "1.1":
+        arriving.is_large = num_bytes >= LARGE_BODY_BYTES
+        if self._parser.should_upgrade() and b"upgrade" in headers:
+            # An offer to change the protocol may be ignored (RFC 9110, 7.8): the same request is read without it.
+            del headers[b"upgrade"]
+            self._head = head_again(arriving, self._parser.get_http_version())
+        elif b"host" not in headers and self._parser.get_http_version() == "1.1":
             self.refuse(refusal(400, "an HTTP/1.1 request needs a Host header"))
         elif num_bytes > self._max_body_bytes:
             self._refuse_body()
@@ -173,7 +238,7 @@ class Reading:
         self._count(arriving, len(piece))
 
     def on_message_complete(self) -> None:
-        if self._arriving is not None:
+        if self._arriving is not None and not self._head:
             pieces = self._arriving.pieces
             self._complete(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
@@ -188,21 +253,22 @@ class Reading:
         elif arriving.body_bytes > self._max_body_bytes:
             self._refuse_body()
 
-    def _make_room(self, arriving: _Arriving) -> None:
+    def _make_place(self, arriving: _Arriving) -> None:
         """For the whole of a large body, of which the parser has given what it had."""
-        begun = b"".join(arriving.pieces)
-        # Memory that nobody clears first, and that the kernel does not give before something is written to it.
-        self._body = np.empty(int(arriving.headers[b"content-length"]), np.uint8).data
+        begun, num_bytes = b"".join(arriving.pieces), int(arriving.headers[b"content-length"])
+        lent = self._lend(num_bytes) if is_one_input(arriving.headers) else None
+        arriving.is_lent = lent is not None
+        self._body = memory_for(num_bytes) if lent is None else lent
         self._body[: len(begun)] = begun
-        self.room = self._body[len(begun) :]
+        self.rest = self._body[len(begun) :]
 
     def _complete(self, body: bytes | memoryview) -> None:
         arriving, self._arriving = self._arriving, None
         if arriving is None:
             return
         parser = self._parser
-        if self.room is not None:  # the parser waits for what has passed it by: the next request gets another
-            self.room, self._body = None, memoryview(b"")
+        if self.rest is not None:  # the parser waits for what has passed it by: the next request gets another
+            self.rest, self._body = None, memoryview(b"")
             self._parser = httptools.HttpRequestParser(self)
         self.deadline, self.wants_body = math.inf, False
         try:

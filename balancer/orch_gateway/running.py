@@ -11,7 +11,7 @@ from orch_gateway.encoding import unfold
 from orch_gateway.faults import BadRequest
 from orch_gateway.inference import Inference
 from orch_gateway.manners import priority, timeout_s
-from orch_gateway.messages import BINARY, EVENTS, JSON, Request, Response
+from orch_gateway.messages import BINARY, EVENTS, HEADER_LENGTH, JSON, Request, Response
 from orch_gateway.models import Models
 from orch_gateway.refusals import BUG, body_of, error_of
 from orch_gateway.routes import Handler, Route
@@ -19,7 +19,6 @@ from orch_gateway.service import Options, Service
 
 log = logging.getLogger(__name__)
 
-HEADER_LENGTH: Final = b"inference-header-content-length"
 MAX_DIGITS: Final = 18  # of a number of bytes; no body has more
 END_EVENT: Final = b"event: end\ndata: {}\n\n"
 # Nothing between us and the client may keep parts back, or answer from a store.
@@ -61,10 +60,10 @@ class Running:
         if EVENTS in request.headers.get(b"accept", b""):
             return await self.stream(request, model)
         spec = self._models.taking(model)
-        body, options = bytes(self._body(request)), _options(request, spec.name)
-        if not spec.inputs and request.headers.get(b"content-type") == BINARY:  # nothing to look into
+        body, options = self._body(request), _options(request, spec.name)
+        if not spec.inputs and request.headers.get(b"content-type") == BINARY:  # nothing to look into, nor to copy
             return instances.answer([await self._service.one(body, options)], many=False)
-        asked = instances.asked(body, request.media_type, spec.inputs)
+        asked = instances.asked(bytes(body), request.media_type, spec.inputs)
         return instances.answer(await self._service.many(asked.rows, options), many=asked.many)
 
     async def stream(self, request: Request, model: str = "") -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ class Served:
 
     async def statistics(self, spec: ModelSpec) -> Statistics:
         """What the balancer has counted."""
-        return statistics_of(await self._supervisor.status())
+        return statistics_of(await self._supervisor.status(), time.time() - time.monotonic())
 
     async def load(self, name: str) -> None:
         """A model of this instance is loaded as long as the instance runs."""

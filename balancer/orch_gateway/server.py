@@ -13,6 +13,7 @@ from typing import Final, cast
 
 from orch_gateway.connection import Connection
 from orch_gateway.messages import Request, Response, head_of
+from orch_gateway.reading import Lend, no_memory
 from orch_gateway.refusals import refusal
 
 log = logging.getLogger(__name__)
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 LOOK_S: Final = 1.0
 CLOSING_POLL_S: Final = 0.01
 BACKLOG: Final = 1024
+# An idle connection that is about to be closed may bring one more request for so long; its answer says that it closes.
+LAST_CALL_S: Final = 1.0
 # Bodies that are being read or served, in all: so many of the largest ones. Beyond it a request is refused.
 LARGEST_BODIES: Final = 8
 TLS_HANDSHAKE_S: Final = 10.0
@@ -31,19 +34,23 @@ Answered = Callable[[Request, Response, int], None]
 
 
 class Server:
-    """Owns the connections. handle: the application; answered: called after each answer was written."""
+    """Owns the connections. handle: the application; answered: called after each answer was written.
+
+    lend: as of `Reading`.
+    """
 
     def __init__(
         self,
         handle: Handle,
         answered: Answered,
         *,
+        lend: Lend = no_memory,
         max_body_bytes: int,
         max_connections: int,
         keep_alive_s: float,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self.handle, self.answered = handle, answered
+        self.handle, self.answered, self.lend = handle, answered, lend
         self.max_body_bytes, self.keep_alive_s = max_body_bytes, keep_alive_s
         self.buffer = memoryview(bytearray(READ_BYTES))
         self.draining = False
@@ -57,14 +64,18 @@ class Server:
         self._note_date()
 
     async def start(self, sockets: list[socket.socket]) -> None:
-        """Accept connections on these, which listen or are bound."""
+        """Accept connections on these, which listen or are bound. Unix sockets speak no TLS: they are on this host."""
         loop = asyncio.get_running_loop()
-        self._looking = loop.create_task(self._look())
+        if self._looking is None:
+            self._looking = loop.create_task(self._look())
         handshake_s = None if self._tls is None else TLS_HANDSHAKE_S
         for sock in sockets:
-            server = await loop.create_server(
-                self._connect, sock=sock, backlog=BACKLOG, ssl=self._tls, ssl_handshake_timeout=handshake_s
-            )
+            if sock.family is socket.AF_UNIX:
+                server = await loop.create_unix_server(self._connect, sock=sock, backlog=BACKLOG)
+            else:
+                server = await loop.create_server(
+                    self._connect, sock=sock, backlog=BACKLOG, ssl=self._tls, ssl_handshake_timeout=handshake_s
+                )
             self._servers.append(server)
 
     def hold(self, num_bytes: int) -> bool:
@@ -77,6 +88,20 @@ class Server:
         self.draining = True
         for connection in list(self.connections):
             connection.drain()
+
+    async def leave(self) -> None:
+        """Leave new connections of the shared address to whoever else holds it; end when all that are here are gone.
+
+        The Unix sockets go on: who has connected to one is ours.
+        """
+        for server in self._servers:
+            if server.sockets[0].family is not socket.AF_UNIX:
+                server.close()
+        self.draining = True
+        await asyncio.sleep(LAST_CALL_S)
+        while self.connections:
+            self.drain()
+            await asyncio.sleep(CLOSING_POLL_S)
 
     async def stop(self, within_s: float) -> None:
         """Stop accepting, and end when every answer was written, at the latest after so many seconds."""

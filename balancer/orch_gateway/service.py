@@ -70,6 +70,10 @@ class Service:
         finally:
             await cast("AsyncGenerator[Any, None]", parts).aclose()
 
+    def lend(self, num_bytes: int) -> memoryview | None:
+        """Memory for the one tensor of a later row, which is not copied then; as `AsyncClient.room`."""
+        return self._client.room(num_bytes)
+
     async def close(self) -> None:
         """End the connection."""
         await self._client.close()

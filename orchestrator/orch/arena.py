@@ -7,6 +7,7 @@ kill everybody who reads it with SIGBUS. Memory is committed by the page, when a
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import mmap
 import os
@@ -23,6 +24,8 @@ from orch.errors import RemoteProtocolError
 # The balancer hands it out between two turns of its loop, and a turn takes milliseconds.
 HAND_OUT_S = 1.0
 _EPOCH = struct.Struct("<Q")
+# Of <sys/mman.h>, on Linux; Python's mmap has no name for it.
+MAP_FIXED = 0x10
 
 
 def create(num_bytes: int) -> int:
@@ -68,6 +71,23 @@ class Arena:
         for frame, (begin, end) in zip(frames, chunk.places(lengths), strict=True):
             self.memory[where.offset + begin : where.offset + end] = frame
         return chunk.write_descriptor(where, lengths)
+
+    def keep(self, where: Chunk) -> None:
+        """Make a chunk memory of this process alone, with the same bytes at the same address: views of it stay good.
+
+        Raises:
+            OSError: the kernel has no memory for it.
+        """
+        place = self.memory[where.offset : where.offset + where.size]
+        content = bytes(place)
+        kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        address = ctypes.addressof(ctypes.c_char.from_buffer(place))
+        if libc.mmap(address, where.size, mmap.PROT_READ | mmap.PROT_WRITE, kind, -1, 0) != address:
+            raise OSError(ctypes.get_errno(), "a chunk of shared memory could not be kept")
+        place[:] = content
 
     def read(self, body: bytes) -> tuple[Descriptor, memoryview]:
         """Of a record with Flag.ARENA: what its body says, and the part of the memory that its frames are in.

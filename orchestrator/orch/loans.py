@@ -1,13 +1,15 @@
 """A client's side of the arena: the chunks it has on loan, what it asks for, and what it gives back.
 
 It never waits: what finds no chunk travels in frames, and the chunks that would have been needed are asked for. After
-the answer the request's chunk is the client's again, for the next one of its size.
+the answer the request's chunk is the client's again, for the next one of its size. Who reads a request from elsewhere
+may read it into a chunk in the first place: see rooms.py.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +18,7 @@ from orch import chunk
 from orch.arena import Arena, bytes_of
 from orch.chunk import Chunk
 from orch.errors import RemoteProtocolError
+from orch.rooms import Rooms
 from orch.wire import FRAME_BYTES, Flag, Kind, Record
 
 log = logging.getLogger(__name__)
@@ -28,6 +31,8 @@ RETRY_S = 1.0
 MANY = 8
 # A chunk may be this much too large for what it carries, before one that fits better is asked for.
 ROOMY = 2
+# Rooms that no request is in yet may take one part in so many of the arena: their senders may be slow.
+ROOM_SHARE = 8
 
 
 class Loans:
@@ -45,36 +50,80 @@ class Loans:
         self._look_at = 0.0  # when to look for chunks that are not needed
         self._told = False  # the balancer knows that results may be put there
         self._returned: list[int] = []
+        self._rooms = Rooms()
         self.num_held = 0
 
     # --- requests
 
     def put(self, frames: Sequence[Any]) -> tuple[bytes, Chunk] | None:
-        """Copy a request's frames into a chunk: the descriptor, and the chunk. None: they travel as they are."""
+        """Copy a request's frames into a chunk, unless they are in one: the descriptor, and the chunk.
+
+        None: they travel as they are.
+        """
         if not self._path:
             return None
         views = bytes_of(frames)
-        needed = chunk.span([view.nbytes for view in views])
-        size = max(FRAME_BYTES, 1 << (needed - 1).bit_length())
+        if self._rooms and len(views) == 1 and (there := self._rooms.send(views[0])) is not None:
+            return chunk.write_descriptor(there, [views[0].nbytes]), there
+        taken = self._pick(chunk.span([view.nbytes for view in views]))
+        if taken is None or self._arena is None:
+            return None
+        return self._arena.write(taken, views), taken
+
+    def room(self, num_bytes: int) -> memoryview | None:
+        """Memory to read the one frame of a later request into, which is not copied then; at least 1 byte.
+
+        It is given back by letting go of it and of all its views. None: there is none now.
+        """
+        if not self._path:
+            return None
+        self._sweep()
+        if self._arena is not None and num_bytes + self._rooms.waiting_bytes > len(self._arena.memory) // ROOM_SHARE:
+            return None
+        taken = self._pick(num_bytes)
+        return None if taken is None or self._arena is None else self._rooms.lend(self._arena, taken, num_bytes)
+
+    def _pick(self, num_bytes: int) -> Chunk | None:
+        """A free chunk for so many bytes; one that is not there is asked for."""
+        self._sweep()
+        size = max(FRAME_BYTES, 1 << (num_bytes - 1).bit_length())
         free = self._free.get(size) or self._free.get(size * ROOMY)
-        if not free or self._arena is None:
+        if not free:
             self._missed[size] = self._missed.get(size, 0) + 1
             return None
-        _, taken = free.pop()
-        return self._arena.write(taken, views), taken
+        return free.pop()[1]
 
     def back(self, taken: Chunk) -> None:
         """The request in this chunk is answered: it may be written again."""
-        self._free.setdefault(taken.size, deque()).append((self._now, taken))
+        if not self._rooms or not self._rooms.ended(taken, is_given_up=False):
+            self._is_free(taken)
 
     def drop(self, taken: Chunk) -> None:
         """Nobody waits for the request in this chunk any more, and somebody may still read it."""
+        if not self._rooms or not self._rooms.ended(taken, is_given_up=True):
+            self._give_up(taken)
+
+    def leave(self) -> None:
+        """The connection is lost, and all chunks with it. Called before the next HELLO, after which others get them."""
+        if self._arena is not None:
+            try:
+                self._rooms.keep(self._arena)
+            except OSError as err:
+                log.critical("bodies that are being read cannot be kept (%s), and others are to be lent the place", err)
+                os.abort()  # the only other way is to write into what is somebody else's
+        self._path = ""
+
+    def _is_free(self, taken: Chunk) -> None:
+        self._free.setdefault(taken.size, deque()).append((self._now, taken))
+
+    def _give_up(self, taken: Chunk) -> None:
         self.num_held -= 1
         self._returned.append(taken.lease)
 
-    def lost(self) -> None:
-        """A chunk is read on by a worker, and is not ours any more."""
-        self.num_held -= 1
+    def _sweep(self) -> None:
+        """Take back the rooms that nobody refers to any more."""
+        for taken, is_given_up in self._rooms.left():
+            self._give_up(taken) if is_given_up else self._is_free(taken)
 
     def granted(self, record: Record) -> None:
         """The balancer's answer to what was asked for. Raises RemoteProtocolError."""
@@ -84,7 +133,7 @@ class Loans:
         self._asked = 0
         self.num_held += len(chunks)
         for each in chunks:
-            self.back(each)
+            self._is_free(each)
 
     # --- results
 
@@ -124,6 +173,7 @@ class Loans:
     def news(self, now: float) -> list[Record]:
         """What goes along with the next message: chunks asked for, and chunks given back."""
         self._now = now
+        self._sweep()
         if now >= self._look_at:
             self._look_at = now + IDLE_S
             self._give_back(now - IDLE_S)
@@ -135,6 +185,7 @@ class Loans:
 
     def rest(self) -> None:
         """Nothing was sent for a while: whatever is left of the last calls goes back, and nothing is wanted."""
+        self._sweep()
         self._missed.clear()
         self._asked = 0  # a balancer that grants answers sooner
         self._give_back(math.inf)
@@ -142,7 +193,7 @@ class Loans:
     def _give_back(self, before: float) -> None:
         for free in self._free.values():
             while free and free[0][0] <= before:
-                self.drop(free.popleft()[1])
+                self._give_up(free.popleft()[1])
 
     def _ask(self) -> list[Record]:
         """For the size that was missed most; the others' turn comes."""

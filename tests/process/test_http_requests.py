@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -98,6 +99,16 @@ def test_a_wrong_request_gets_the_protocols_error(
     assert says in answer.error
 
 
+def test_who_offers_another_protocol_is_answered_in_this_one(web: Web) -> None:
+    """As curl --http2 does: its body is read, large or small, and the connection goes on."""
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQCAAAAAAIAAAAA"}
+    for text in ("hello", "x" * 300_000):
+        answer = web.ask("POST", "/predict", json.dumps(text).encode(), offer)
+        assert (answer.status, answer.json) == (200, text)
+    assert "upgrade" not in answer.headers
+    assert "connection" not in answer.headers
+
+
 def test_wrong_headers_are_told(web: Web) -> None:
     """Neither is silently taken for something else."""
     assert "seconds" in web.post("/predict", 1, x_request_timeout="soon").error
@@ -149,7 +160,10 @@ def test_it_tells_of_itself(web: Web, echo: Instance) -> None:
     assert web.post("/v2/repository/index", {}).json[0]["state"] == "READY"
     web.post("/predict", 1)
     eventually(lambda: web.get("/v2/models/Echo/stats").json["model_stats"][0]["inference_count"] > 0)
-    spent = web.get("/v2/models/Echo/stats").json["model_stats"][0]["inference_stats"]
+    model = web.get("/v2/models/Echo/stats").json["model_stats"][0]
+    assert abs(model["last_inference"] / 1000 - time.time()) < 60
+    assert sum(each["compute_infer"]["count"] for each in model["batch_stats"]) == model["execution_count"]
+    spent = model["inference_stats"]
     assert spent["success"]["ns"] >= spent["compute_infer"]["ns"] > 0
     assert web.get("/v1/status").json["pid"] == echo.process.pid
     assert "gpus" in web.get("/v1/gpu/info").json

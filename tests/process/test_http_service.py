@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -17,7 +18,7 @@ from pathlib import Path
 from orch.errors import Exit
 from orch.http_settings import DEFAULT_HOST, DEFAULT_PORT
 from tests.process.harness import FACTOR, Instance, Place, eventually
-from tests.process.web import Web, read_all
+from tests.process.web import Answer, Web, read_all
 
 
 def gateway_pid(instance: Instance) -> int:
@@ -235,6 +236,32 @@ def test_keys_let_in_who_has_one_and_nobody_faster_than_its_rate(place: Place) -
         assert "app  2 a second" in place.orch("keys", "list").out
         assert place.orch("keys", "remove", "app").code == Exit.OK
         eventually(lambda: web.post("/predict", 1).status == 200)
+
+
+def test_two_gateways_count_as_one(place: Place) -> None:
+    """A key has its rate at both together, and whichever is asked for metrics tells the requests of both."""
+    instance = place.up("plain.py:Echo", "--gateways=2", http=True)
+
+    def ask(path: str, *, token: str = "") -> Answer:  # over a connection of its own, to either gateway
+        with Web(instance.url) as web:
+            return web.post(path, 1, authorization=f"Bearer {token}") if token else web.get(path)
+
+    for _ in range(20):
+        assert ask("/v1/models").status == 200
+    counted = re.compile(r'http_requests_total\{gateway="(g\d)",route="/v1/models",status="200"\} (\d+)')
+
+    def tells_all() -> bool:
+        found = {gateway: int(count) for gateway, count in counted.findall(ask("/metrics").body.decode())}
+        return len(found) == 2 and sum(found.values()) == 20
+
+    assert eventually(lambda: all(tells_all() for _ in range(8))), "each of them, whoever answers"
+    token = place.orch("keys", "add", "app", "--rate=10").out.strip()
+    eventually(lambda: all(ask("/v1/models").status == 401 for _ in range(8)))
+    began = time.monotonic()
+    statuses = [ask("/predict", token=token).status for _ in range(60)]
+    most = 10 + 10 * (time.monotonic() - began)
+    assert 10 <= statuses.count(200) <= most + 1, statuses
+    assert statuses.count(200) + statuses.count(429) == 60
 
 
 def test_other_machines_are_let_in_with_keys_only(place: Place) -> None:

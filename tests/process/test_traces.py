@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +18,7 @@ tritonclient = pytest.importorskip("tritonclient.grpc")
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest  # noqa: E402
 
 from tests.process.harness import Instance, Place, eventually  # noqa: E402
-from tests.process.web import Web, free_address  # noqa: E402
+from tests.process.web import Web, free_address, listens  # noqa: E402
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
@@ -99,6 +100,21 @@ class Collector:
         return {each.name: each for each in self.spans if each.parent == span.id}
 
 
+def streamed(address: str, texts: list[str]) -> list[tuple[Any, Any]]:
+    """What comes back over one stream: answers and errors."""
+    answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+    with tritonclient.InferenceServerClient(address) as client:
+        client.start_stream(
+            callback=lambda result, error: answers.put((result, error)), headers={"traceparent": TRACEPARENT}
+        )
+        for text in texts:
+            tensor = tritonclient.InferInput("input", [1], "BYTES")
+            client.async_stream_infer("Sleeper", [tensor.set_data_from_numpy(np.array([text.encode()], np.object_))])
+        found = [answers.get(timeout=10) for _ in texts]
+        client.stop_stream()
+    return found
+
+
 @pytest.fixture
 def collector() -> Iterator[Collector]:
     """A collector of our own."""
@@ -148,6 +164,20 @@ def test_a_request_is_a_span_with_its_queue_its_batch_and_its_model_below(place:
         client.infer("Patient", [text], headers={"traceparent": TRACEPARENT})
         call = collector.await_span("inference.GRPCInferenceService/ModelInfer")
         assert (call.trace, call.parent, list(collector.below(call))) == (TRACE, PARENT, ["queue", "batch", "compute"])
+
+
+def test_a_stream_of_grpc_is_one_span(place: Place, collector: Collector) -> None:
+    """From its first request to its end, with the parts of its slowest below; an error in it does not end it."""
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "100"}
+    address = free_address()
+    place.up("plain.py:Sleeper", f"--grpc={address}", http=True, env=environ)
+    eventually(lambda: listens(address))
+    found = streamed(address, ["0.1", "0.2", '"no number"'])
+    assert [error is None for _, error in found] == [True, True, False]
+    whole = collector.await_span("inference.GRPCInferenceService/ModelStreamInfer", orch_rows=2)
+    assert (whole.trace, whole.parent, whole.status) == (TRACE, PARENT, 0)
+    compute = collector.below(whole)["compute"]
+    assert 0.19 < compute.ended - compute.began <= whole.ended - whole.began
 
 
 def test_a_collector_that_is_away_and_an_exporter_that_is_missing_stop_nothing(place: Place) -> None:

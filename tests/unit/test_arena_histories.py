@@ -7,12 +7,17 @@ chunk was given to two.
 from __future__ import annotations
 
 import functools
+import mmap
+import os
 import random
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -24,12 +29,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from orch import chunk, payload
+from orch import arena, chunk, payload
 from orch.arena import Arena
 from orch.calls import Call, Calls
 from orch.chunk import Chunk
 from orch.loans import Loans
-from orch.wire import FRAME_BYTES, Flag, Kind, Record, addressed, changed, decode, repacked
+from orch.wire import FRAME_BYTES, Flag, Kind, Received, Record, addressed, changed, decode, repacked
 from orch_balancer.entry import Session
 from orch_balancer.pool import Worker
 from orch_balancer.router import Cause, Limits, Router
@@ -39,6 +44,7 @@ TOTAL = 64 * FRAME_BYTES
 CRASH = Cause("died of SIGSEGV", convicts=False)
 GIVEN_UP = Cause("died", convicts=False)
 RECONNECTED = Cause("reconnected", counts=False)
+RECONNECTS = 20  # in a thousand steps of a life in which messages travel
 ZOMBIE = 255  # what a worker that was given up scribbles into the chunk of its result
 
 pick = st.integers(0, 999)
@@ -46,10 +52,11 @@ size = st.sampled_from([100, FRAME_BYTES, FRAME_BYTES, 2 * FRAME_BYTES + 5, 3 * 
 
 
 class Memory(Arena):
-    """The arena without a file."""
+    """One process's mapping of the arena's file."""
 
-    def __init__(self, memory: bytearray) -> None:
-        self.memory = memoryview(memory)
+    def __init__(self, fd: int) -> None:
+        self._map = mmap.mmap(fd, 0)
+        self.memory = memoryview(self._map)
 
 
 def answer_of(request: bytes, num_bytes: int) -> bytes:
@@ -58,14 +65,32 @@ def answer_of(request: bytes, num_bytes: int) -> bytes:
 
 
 @dataclass(eq=False)
+class Body:
+    """What a client reads into a room: value, of which `come` bytes are there."""
+
+    memory: memoryview
+    value: bytes
+    come: int = 0
+
+    def comes(self, num_bytes: int) -> None:
+        self.memory[self.come : num_bytes] = self.value[self.come : num_bytes]
+        self.come = num_bytes
+
+    def check(self) -> None:
+        assert bytes(self.memory[: self.come]) == self.value[: self.come], "a room has changed under its holder"
+
+
+@dataclass(eq=False)
 class Client:
-    """A client object: what it has submitted, and the two directions of its connection."""
+    """A client object: what it has submitted and is reading, and the two directions of its connection."""
 
     session: Session
     calls: Calls
     up: deque[list[Record]] = field(default_factory=deque)
     down: deque[Record] = field(default_factory=deque)
     live: dict[int, Call] = field(default_factory=dict)
+    values: dict[int, bytes] = field(default_factory=dict)
+    bodies: list[Body] = field(default_factory=list)
     num_made: int = 0
 
 
@@ -100,7 +125,9 @@ class Histories(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.router = Router(("m",), Limits(1000, 1 << 30, 1000, 3), EPOCH, TOTAL)
-        self.arena = Memory(bytearray(TOTAL))
+        self.fd = arena.create(TOTAL)
+        weakref.finalize(self, os.close, self.fd)
+        self.arena = Memory(self.fd)
         self.now = 10.0
         self.clients: list[Client] = []
         self.processes: list[Process] = []
@@ -111,7 +138,7 @@ class Histories(RuleBasedStateMachine):
             self.worker_opens()
 
     def loans(self) -> Loans:
-        return Loans("path", EPOCH, lambda _path, _epoch: self.arena)
+        return Loans("path", EPOCH, lambda _path, _epoch: Memory(self.fd))
 
     # --- clients
 
@@ -135,13 +162,57 @@ class Histories(RuleBasedStateMachine):
     def client_submits(self, which: int, sizes: list[int]) -> None:
         client = self.clients[which % len(self.clients)]
         for num_bytes in sizes:
-            self.num_values += 1
-            value = bytes([self.num_values % 100]) * num_bytes
-            client.num_made += 1
-            body, frames = payload.encode(value)
-            settle = functools.partial(self.ended, client, client.num_made, value)
-            client.live[client.num_made] = call = Call(client.num_made, body, frames, settle)
-            client.calls.submit(call)
+            value = self.new_value(num_bytes)
+            self.submit(client, value, value)
+
+    def new_value(self, num_bytes: int) -> bytes:
+        self.num_values += 1
+        return bytes([self.num_values % 100]) * num_bytes
+
+    def submit(self, client: Client, value: bytes, sent: Any) -> None:
+        client.num_made += 1
+        body, frames = payload.encode(sent)
+        settle = functools.partial(self.ended, client, client.num_made, value)
+        client.live[client.num_made] = call = Call(client.num_made, body, frames, settle)
+        client.values[client.num_made] = value
+        client.calls.submit(call)
+
+    @precondition(lambda self: self.clients)
+    @rule(which=pick, num_bytes=st.integers(FRAME_BYTES, 2 * FRAME_BYTES), come=st.integers(0, FRAME_BYTES))
+    def client_reads_into_a_room(self, which: int, num_bytes: int, come: int) -> None:
+        """Some of a request's bytes have come; all of them, or none, may follow."""
+        client = self.clients[which % len(self.clients)]
+        memory = client.calls.loans.room(num_bytes)
+        if memory is not None:
+            client.bodies.append(Body(memory, self.new_value(num_bytes)))
+            client.bodies[-1].comes(come)
+
+    def body_of(self, which: int) -> tuple[Client, int]:
+        found = [(client, i) for client in self.clients for i in range(len(client.bodies))]
+        return found[which % len(found)]
+
+    @precondition(lambda self: any(client.bodies for client in self.clients))
+    @rule(which=pick)
+    def a_body_has_come(self, which: int) -> None:
+        """Perhaps over a connection of another time."""
+        client, i = self.body_of(which)
+        client.bodies[i].comes(len(client.bodies[i].value))
+
+    @precondition(lambda self: any(client.bodies for client in self.clients))
+    @rule(which=pick, kept=st.booleans(), part=st.booleans())
+    def client_submits_a_body(self, which: int, kept: bool, part: bool) -> None:
+        """All of it or a part; it may still have it when the answer is there, and submit it once more."""
+        client, i = self.body_of(which)
+        self.a_body_has_come(which)
+        body = client.bodies[i] if kept else client.bodies.pop(i)
+        size = len(body.value) // 2 if part else len(body.value)
+        self.submit(client, body.value[:size], np.frombuffer(body.memory[:size], np.uint8))
+
+    @precondition(lambda self: any(client.bodies for client in self.clients))
+    @rule(which=pick)
+    def client_lets_go_of_a_body(self, which: int) -> None:
+        client, i = self.body_of(which)
+        del client.bodies[i]
 
     @precondition(lambda self: self.clients)
     @rule(which=pick)
@@ -252,8 +323,7 @@ class Histories(RuleBasedStateMachine):
         """What the client had put there, as far as it still knows."""
         for client in self.clients:
             if client.session.id == session_id and request_id in client.live:
-                call = client.live[request_id]
-                return call.frames[0] if call.frames else payload.decode(call.body)
+                return client.values[request_id]
         return None
 
     @precondition(lambda self: any(process.jobs for process in self.processes))
@@ -305,7 +375,7 @@ class Histories(RuleBasedStateMachine):
             self.router.leases.let_go(process.name, chunk.read_numbers(records[0].body))
             return
         for entry, record in self.router.answers(process.worker, [*map(repacked, records)], self.now):
-            self.tell(entry.session, changed(record))
+            self.tell(entry.session, changed(Received(*record)))
 
     def tell(self, session: Session, record: Record) -> None:
         for client in self.clients:
@@ -358,14 +428,23 @@ class Histories(RuleBasedStateMachine):
             which = chance.randrange(1000)
             size = which % 3 * FRAME_BYTES + 70_000
             call = functools.partial
+            bodies = [body for client in self.clients for body in client.bodies]
             doable: list[tuple[bool, Callable[[], None]]] = [
                 (sum(len(each.live) for each in self.clients) < 8, call(self.client_submits, which, [size])),
                 (True, call(self.client_sends, which)),
+                (
+                    sum(len(each.bodies) for each in self.clients) < 4,
+                    call(self.client_reads_into_a_room, which, size, 9),
+                ),
+                (bool(bodies), call(self.client_submits_a_body, which, which % 2 == 0, which % 7 == 0)),
+                (bool(bodies), call(self.client_lets_go_of_a_body, which)),
+                (which < RECONNECTS, call(self.client_reconnects, which)),
                 (any(each.up for each in self.clients), call(self.balancer_hears_a_client, which)),
                 (True, self.balancer_dispatches),
                 (any(each.jobs for each in self.processes), call(self.worker_answers, which, which % 5 == 0, size)),
                 (any(each.up for each in self.processes), call(self.balancer_hears_a_worker, which)),
                 (any(each.down for each in self.clients), call(self.client_hears, which)),
+                (any(each.kept for each in self.processes), call(self.worker_lets_go, which)),
             ]
             chance.choice([do for possible, do in doable if possible])()
             self.nothing_is_given_twice()
@@ -381,6 +460,9 @@ class Histories(RuleBasedStateMachine):
         for process in self.processes:
             for job in (*process.jobs, *process.kept):
                 job.check()
+        for client in self.clients:
+            for body in client.bodies:
+                body.check()
 
     def teardown(self) -> None:
         """When everybody is gone, so are all leases."""
@@ -400,6 +482,23 @@ def test_no_chunk_is_given_to_two_and_none_is_lost() -> None:
         Histories,
         settings=settings(max_examples=100, stateful_step_count=50, deadline=None, database=None),
     )
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_long_life_is_no_different(seed: int) -> None:
+    """Most of the time all is well; now and then a worker dies, is given up, or a client rests."""
+    world, chance = Histories(), random.Random(seed)
+    world.begin()
+    for _ in range(40):
+        which = chance.randrange(1000)
+        world.life_goes_on(which, 60)
+        chance.choice([world.worker_dies, world.worker_is_given_up, world.client_idles])(which)
+        while not any(process.worker for process in world.processes) or len(world.processes) < 2:
+            if len(world.processes) == 4:
+                world.worker_dies(which)
+            world.worker_opens()
+    assert sum(client.num_made for client in world.clients) > 100
+    world.teardown()
 
 
 def work_off(world: Histories) -> None:

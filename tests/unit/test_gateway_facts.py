@@ -88,9 +88,18 @@ def test_statistics_are_those_of_the_status() -> None:
             "batch": {"counts": [8, 0], "sum_s": 0.5},
             "compute": {"counts": [8, 0], "sum_s": 2.25},
         },
-        "batch_rows": {"bounds": [1, 2], "counts": [1, 2, 1], "sum": 10},
+        "batch_rows": {
+            "bounds": [1, 2],
+            "counts": [1, 2, 1],
+            "sum": 10,
+            "runs": [[1, 1, 0.25], [2, 2, 1.5], [5, 1, 0.5]],
+            "last_at_s": 20.5,
+        },
     }
-    found = facts.statistics_of(status)
+    found = facts.statistics_of(status, since_1970_s=1000.0)
+    assert found.last_inference_ms == 1_020_500
+    assert found.batches[2] == facts.Duration(2, 1_500_000_000)
+    assert list(found.batches) == [1, 2, 5]
     assert (found.num_rows, found.num_batches) == (8, 4)
     assert found.success == facts.Duration(8, 5_000_000_000)
     assert found.fail == facts.Duration(6)

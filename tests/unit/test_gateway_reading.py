@@ -136,12 +136,35 @@ def test_who_waits_to_be_welcome_is_told_so_once_its_head_is_there() -> None:
     assert refused(asks.replace(b": 5", b": 500")) == 413
 
 
-def test_a_client_that_wants_another_protocol_is_answered_in_this_one() -> None:
-    """The request counts, and is the last."""
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nHost"
+
+
+@given(st.integers(1, 400))
+def test_a_client_that_offers_another_protocol_is_answered_in_this_one(size: int) -> None:
+    """Whatever the body, and however it is cut: the offer is ignored, and the connection goes on."""
     found = reading()
-    found.feed(GET[:-2] + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n", 0.0)
-    found.feed(GET, 0.0)
-    assert (len(found.waiting), found.is_over, found.refusal) == (1, True, None)
+    in_pieces = CHUNKED.replace(b"Host", OFFER) + b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
+    data = GET.replace(b"Host", OFFER) + POST.replace(b"Host", OFFER) + in_pieces + GET
+    for begin in range(0, len(data), size):
+        found.feed(data[begin : begin + size], 0.0)
+    bodies = [(request.method, request.path, bytes(request.body)) for request, _ in found.waiting]
+    assert bodies == [("GET", "/", b""), ("POST", "/a b", b"hello"), ("POST", "/", b"abc"), ("GET", "/", b"")]
+    assert all(b"upgrade" not in request.headers and stays for request, stays in found.waiting)
+    assert (found.is_over, found.refusal, found.is_amid) == (False, None, False)
+
+
+def test_an_offer_opens_no_way_round_the_limits() -> None:
+    """A body that is too large is refused as any other, a request without a host too."""
+    assert refused(POST.replace(b"Host", OFFER).replace(b": 5", b": 101")) == 413
+    assert refused(POST.replace(b"Host: x", OFFER[:-6])) == 400
+
+
+def test_behind_a_tunnel_nothing_is_read() -> None:
+    """There is none, and what would go through it is no HTTP."""
+    found = reading()
+    found.feed(b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n" + GET, 0.0)
+    assert found.refusal is not None or found.is_over
+    assert not found.waiting
 
 
 def test_targets_are_paths_in_any_of_their_forms() -> None:
