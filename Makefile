@@ -11,7 +11,7 @@ PIP_ARGS ?=
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,$(shell \
 	$(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(p))))
 # Debian packages that the tests use:
-DEBIAN_PACKAGES ?= chromium curl haproxy nginx-light
+DEBIAN_PACKAGES ?= chromium curl haproxy nginx-light openssl systemd
 
 # More options for `make bench` and `make bench-peers`, and the Python that runs the other servers:
 BENCH_ARGS   ?=

@@ -13,18 +13,21 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from orch.command import title
+from orch.command_settings import CommandSettings, check_command
 from orch.errors import ConfigError
-from orch.http_settings import HttpSettings
 from orch.parsing import (
     MAX_REPLICAS,
     Refused,
     device,
     endpoint,
     environment,
+    file_path,
     fraction,
     integer,
     matching,
@@ -46,6 +49,7 @@ OTHER_VARIABLES: Final = frozenset(
         "ORCH_CONFIG",
         "ORCH_DEBUG",
         "ORCH_INSTANCE_ID",
+        "ORCH_KEYS_FILE",
         "ORCH_RUNTIME_DIR",
         "ORCH_STATE_DIR",
         "ORCH_SUPERVISOR_PID",
@@ -59,7 +63,7 @@ SHOWN_MAX: Final = 80  # of a bad value in a message: it has to stay one line
 
 
 @dataclass(frozen=True, slots=True)
-class Config(HttpSettings):
+class Config(CommandSettings):
     """Every setting of one instance. Made by `resolve`; nobody checks or changes it afterwards."""
 
     target: str = declare(
@@ -185,6 +189,20 @@ class Config(HttpSettings):
         "tcp://127.0.0.1:PORT, ipc:///absolute/path or unix:///absolute/path",
         "One more endpoint for clients, besides the one in the runtime directory.",
     )
+    nginx: str | None = declare(
+        None,
+        file_path,
+        "FILE",
+        "the path of a file",
+        "Keep this file of nginx true as servers come and go (`orch deploy nginx --output FILE` makes it).",
+    )
+    nginx_reload: str | None = declare(
+        None,
+        file_path,
+        "COMMAND",
+        "a command, such as sudo systemctl reload nginx",
+        "What has nginx take that file, where orch may not tell nginx itself.",
+    )
     timeout_s: float = declare(
         300.0,
         # Five minutes: longer than any batch that answers a person, and a hung GPU is given up the same hour.
@@ -242,6 +260,11 @@ class Config(HttpSettings):
     )
 
     @property
+    def title(self) -> str:
+        """What runs, for people: the model's name, or a command's first words."""
+        return title(self.command) if self.command else self.target.rpartition(":")[2]
+
+    @property
     def gpu_indexes(self) -> tuple[int, ...] | None:
         """The GPUs named by `device`, or None where it names none."""
         return tuple(int(index) for index in self.device.partition(":")[2].split(",") if index) or None
@@ -249,7 +272,13 @@ class Config(HttpSettings):
     def to_json(self) -> dict[str, object]:
         """Field by field, ready for json.dumps."""
         values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
-        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+        return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _with_key(entry: dataclasses.Field[Any]) -> Setting:
@@ -259,7 +288,7 @@ def _with_key(entry: dataclasses.Field[Any]) -> Setting:
 
 def _fields() -> list[dataclasses.Field[Any]]:
     """Config's own first: the order in which people meet them."""
-    inherited = {entry.name for entry in dataclasses.fields(HttpSettings)}
+    inherited = {entry.name for entry in dataclasses.fields(CommandSettings)}
     return sorted(dataclasses.fields(Config), key=lambda entry: entry.name in inherited)
 
 
@@ -305,14 +334,22 @@ def resolve(
             origins[name] += f" + {source}"
         else:
             values[name], origins[name] = value, source
+    config = Config(**values)
+    if config.command:
+        check_command(config, origins, lambda name: _given(name, getattr(config, name), origins[name]))
     for name in required:
-        if name not in values:
+        if name not in values and not (name == "target" and config.command):
             setting = SETTINGS[name]
             raise ConfigError(
                 f"no {setting.key} given: say {setting.allowed} on the command line, "
                 f"as {setting.variable}, or as {setting.key} in {file_name}"
+                + ("; or any HTTP server behind --" if name == "target" else "")
             )
-    return Resolved(Config(**values), origins, tuple(_unknown_variables(environ or {})))
+    return Resolved(config, origins, tuple(_unknown_variables(environ or {})))
+
+
+def _given(name: str, value: object, source: str) -> str:
+    return f"{SETTINGS[name].key} = {shown(format_value(name, value))} (from {source})"
 
 
 def check(name: str, value: object, source: str) -> Any:
@@ -346,6 +383,8 @@ def format_value(name: str, value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, Mapping):
         return " ".join(f"{key}={entry}" for key, entry in value.items()) or "-"
+    if isinstance(value, tuple):
+        return shlex.join(value) or "-"
     return str(value) or "-"
 
 

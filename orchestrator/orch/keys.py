@@ -1,7 +1,8 @@
 """API keys of an instance: what `orch keys` writes and gateways read. Only digests are kept.
 
-The file is keys.json beside the instance's logs: {"keys": [{"name", "digest", "rate", "made_at"}]}. rate: requests in
-a second, or null for any number; made_at: seconds since 1970.
+The file is keys.json beside the instance's logs, or what $ORCH_KEYS_FILE names, such as a secret of a container:
+{"keys": [{"name", "digest", "rate", "made_at"}]}. rate: requests in a second, or null for any number; made_at: seconds
+since 1970.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 def path_of(instance: str, environ: Mapping[str, str] = os.environ) -> Path:
     """Where the keys of an instance are kept."""
+    if chosen := environ.get("ORCH_KEYS_FILE"):
+        return Path(chosen).absolute()
     return runtime.log_dir(instance, environ) / FILE
 
 

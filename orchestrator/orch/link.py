@@ -38,13 +38,14 @@ class Link:
         return bool(self._outgoing) and not self.closed
 
     def flush(self) -> None:
-        """Write what the socket takes. A peer that is gone or never reads closes the link."""
+        """Write what the socket takes. A peer that is gone or never reads sets `closed`: our owner closes us then."""
         while self._outgoing and not self.closed:
             try:
                 del self._outgoing[: self.socket.send(self._outgoing)]
             except BlockingIOError:
                 if len(self._outgoing) > MAX_LINE_BYTES:
-                    self.close()
+                    self.closed = True
+                    self._outgoing.clear()
                 return
             except OSError:
                 self.closed = True

@@ -6,6 +6,7 @@ import ipaddress
 import json
 import math
 import re
+import shlex
 import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
@@ -138,6 +139,31 @@ def target(value: object) -> str:
     if not where.endswith(".py") and not all(part.isidentifier() for part in where.split(".")):
         raise Refused(f"{where!r} is neither a .py file nor a module")
     return f"{where}:{name}"
+
+
+def command(value: object) -> tuple[str, ...]:
+    """A list of words, none for no command; in a variable a JSON list, or words as a shell reads them."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.lstrip().startswith("[") else shlex.split(value)
+        except ValueError as error:
+            raise Refused(str(error)) from None
+    if not isinstance(value, list | tuple):
+        raise Refused("not a list of words")
+    for word in value:
+        if not isinstance(word, str) or "\0" in word:
+            raise Refused(f"{word!r} is no text")
+    if value and not value[0].strip():
+        raise Refused("its first word names no program")
+    return tuple(value)
+
+
+def http_path(value: object) -> str:
+    """The path of an HTTP request, perhaps with a query (RFC 9112, origin-form)."""
+    text = _text(value)
+    if not re.fullmatch(r"/[!-~]*", text) or "#" in text:
+        raise Refused("it does not begin with /" if not text.startswith("/") else "it has a blank, a # or no ASCII")
+    return text
 
 
 def device(value: object) -> str:

@@ -46,6 +46,15 @@ def short_base() -> Path:
     return Path(f"/tmp/orch-{os.getuid()}")  # noqa: S108  checked for owner and mode before use
 
 
+def meeting_base() -> Path:
+    """Where this user's instances meet, whatever their runtime directories are.
+
+    A service's own /tmp is private: under systemd that is /run/orch, which belongs to the user of all services.
+    """
+    common = Path("/run/orch")
+    return common if common.is_dir() and common.stat().st_uid == os.getuid() else short_base()
+
+
 def directory_in(base: Path, name: str) -> Path:
     """The instance's directory under `base`, or a short hashed one where a socket path would be too long."""
     path = base / name
@@ -147,3 +156,7 @@ def _empty(path: Path) -> None:
     if path.is_symlink() or path.exists():
         shutil.rmtree(path)
     path.mkdir(mode=0o700)
+    # A directory around it that one group may pass, and nobody else, was made so for that group's sake: systemd's
+    # RuntimeDirectoryMode=0750. The sockets in it have modes of their own; a proxy reaches those of the gateways.
+    if path.parent.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH) == stat.S_IXGRP:
+        path.chmod(0o710)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from orch.parsing import Parse
+
+# Settings that the command line takes without a flag, and what they are called there.
+ARGUMENTS: Final = {"target": "TARGET", "command": "-- COMMAND"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,7 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        return "TARGET" if self.key == "target" else "--" + self.key.replace("_", "-")
+        return ARGUMENTS.get(self.key) or "--" + self.key.replace("_", "-")
 
     @property
     def variable(self) -> str:

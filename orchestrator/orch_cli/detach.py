@@ -16,6 +16,7 @@ from orch import runtime
 from orch.config import SETTINGS, Config
 from orch.errors import Exit, OrchError, RuntimeDirError
 from orch_cli.show import size
+from orch_cli.words import command_line
 
 LOG_NAME: Final = "up.log"
 POLL_S: Final = 0.1
@@ -43,13 +44,13 @@ def arguments(options: Mapping[str, Any], config_path: str | None) -> list[str]:
     if config_path:
         words.append(f"--config={config_path}")
     for name, value in options.items():
-        if value is not None and name != "target":
+        if value is not None and name not in ("target", "command"):
             if value is True:
                 words.append(SETTINGS[name].flag)
                 continue
             texts = value if isinstance(value, tuple) else (value,)
             words += [f"{SETTINGS[name].flag}={text}" for text in texts]
-    return [*words, "--", options["target"]] if options.get("target") else words
+    return [*words, *command_line(options)]
 
 
 def _opened(path: Path, max_bytes: int) -> BinaryIO:
@@ -105,7 +106,8 @@ def _summarise(status: Mapping[str, Any]) -> None:
         footprint = size(replica.get("footprint_bytes"))
         click.echo(f"orch: {replica.get('id')} ready on {replica.get('device')}, {footprint}", err=True)
     name = status.get("name")
-    click.echo(f"orch: {name} serves at {status.get('endpoint')}; stop it with orch down --name {name}", err=True)
+    where = status.get("endpoint") or ", ".join(server["address"] for server in status.get("servers", ()))
+    click.echo(f"orch: {name} serves at {where}; stop it with orch down --name {name}", err=True)
 
 
 def _last_words(log_path: Path, begin: int) -> str:

@@ -6,7 +6,7 @@ Everything goes to standard error: standard output stays free for programs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -17,6 +17,7 @@ from rich.text import Text
 
 from orch.config import Config
 from orch.supervising.events import Event
+from orch_cli import journal
 from orch_cli.show import size
 
 
@@ -56,6 +57,8 @@ class Lines:
             case "warning":
                 return [f"orch: warning: {event.text}"]
             case "ready":
+                if servers := event.data.get("servers"):
+                    return [f"orch: {event.text}", f"orch: {_command_hint(servers)}"]
                 http = [f"orch: {_http_hint(event.data)}"] if event.data.get("http") else []
                 return [f"orch: {event.text}", f"orch: {self._hint()}", *http]
             case _:
@@ -72,6 +75,11 @@ def _http_hint(data: Mapping[str, Any]) -> str:
     url = data["http"]
     asks = f"{url}/v2/models/{data.get('model')}" if data.get("declares") else f"{url}/predict -d '\"hello\"'"
     return f"status page: {url}/   try: curl {asks}"
+
+
+def _command_hint(servers: Sequence[str]) -> str:
+    """One server can be asked; one address for all of them is a proxy's."""
+    return f"try: curl {servers[0]}   one address for all of them: orch deploy nginx"
 
 
 def _nowhere(line: str, kind: str) -> None:
@@ -123,6 +131,19 @@ class Bar(Lines):
         self._console.print(Text(line, style=self.STYLES.get(kind, "")), soft_wrap=True)
 
 
+class Journal(Lines):
+    """The journal's view: the same lines, each with its priority in front."""
+
+    _priority = journal.INFO
+
+    def report(self, event: Event) -> None:
+        self._priority = journal.priority_of(event)
+        super().report(event)
+
+    def write(self, line: str, kind: str) -> None:
+        click.echo(f"<{self._priority}>{click.unstyle(line)}", err=True)
+
+
 def _ready_line(event: Event) -> str:
     facts = [f"on {event.data['device']}"] if event.data.get("device") else []
     if event.data.get("footprint_bytes"):
@@ -136,4 +157,6 @@ def _ready_line(event: Event) -> str:
 
 def display_for(config: Config, *, show_output: bool = True) -> Lines:
     """A bar where a person looks on, else lines."""
+    if journal.prefix(journal.INFO):
+        return Journal(config, show_output=show_output)
     return (Bar if sys.stderr.isatty() else Lines)(config, show_output=show_output)

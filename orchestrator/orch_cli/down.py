@@ -66,7 +66,7 @@ def outcome(instance: str, answer: dict[str, Any], seconds_taken: float) -> dict
     return {
         "name": instance,
         "stopped_in_s": round(seconds_taken, 3),
-        "answered": answer.get("queue", {}).get("answered", 0),
+        "answered": answer.get("queue", {}).get("answered"),  # of a command nobody has counted
         "unanswered": answer.get("unanswered", 0),
     }
 
@@ -75,4 +75,5 @@ def sentence(facts: dict[str, Any]) -> str:
     """The outcome for people."""
     left = f"{facts['unanswered']} accepted requests unanswered" if facts["unanswered"] else "nothing left behind"
     took = f"{facts['name']} stopped after {facts['stopped_in_s']:.1f} s"
-    return f"{took}: {facts['answered']:,} requests answered, {left}"
+    answered = "" if facts["answered"] is None else f"{facts['answered']:,} requests answered, "
+    return f"{took}: {answered}{left}"

@@ -89,15 +89,16 @@ def processes(device: Report, statuses: Mapping[str, Status], command: Callable[
     In a container the driver may list the host's process ids, which here name other processes or none. So commands
     are told only where every one of them is a process here.
     """
+    listed = {process["pid"]: process["used_bytes"] for process in device["processes"]}
     replicas = {
-        row["pid"]: {"instance": status.get("name") or name, "replica": row.get("id"), "state": row.get("state")}
+        pid: {"instance": status.get("name") or name, "replica": row.get("id"), "state": row.get("state")}
         | {"footprint_bytes": row.get("footprint_bytes")}
         for name, status in statuses.items()
         for row in status.get("replicas", ())
         if row.get("pid") and row.get("gpu") == device["uuid"]
+        for pid in {row["pid"], *(each for each in row.get("pids") or () if each in listed)}
     }
     nobody = dict.fromkeys(("instance", "replica", "state", "footprint_bytes"))
-    listed = {process["pid"]: process["used_bytes"] for process in device["processes"]}
     commands = {pid: command(pid) for pid in listed}
     ours = None not in commands.values()
     return [

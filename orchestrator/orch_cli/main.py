@@ -55,7 +55,14 @@ class Coat(LateGroup):
 def _fail(error: BaseException, message: str, code: int) -> NoReturn:
     if os.environ.get("ORCH_DEBUG"):
         traceback.print_exception(error, file=sys.stderr)
-    click.echo("orch: " + "; ".join(line.strip() for line in message.splitlines() if line.strip()), err=True)
+    from orch_cli import journal
+
+    click.echo(
+        journal.prefix(journal.ERR)
+        + "orch: "
+        + "; ".join(line.strip() for line in message.splitlines() if line.strip()),
+        err=True,
+    )
     raise SystemExit(int(code)) from None
 
 

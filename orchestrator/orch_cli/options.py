@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -10,13 +11,13 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from orch.config import SETTINGS, Config, Resolved, check, format_value, resolve
+from orch.config import SETTINGS, Config, Resolved, check, format_value, resolve, shown
 from orch.errors import ConfigError
-from orch.setting import Setting
+from orch.setting import ARGUMENTS, Setting
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_FILE: Final = "orch.toml"
-FLAGS: Final = tuple(name for name in SETTINGS if name != "target")
+FLAGS: Final = tuple(name for name in SETTINGS if name not in ARGUMENTS)
 
 name_option = click.option(
     "--name", metavar="NAME", help="Which instance.  [ORCH_NAME; default: that of orch.toml, else default]"
@@ -63,7 +64,7 @@ def load(options: Mapping[str, Any], config_path: str | None, *, required: Colle
     for line in resolved.warnings:
         click.echo(f"orch: warning: {line}", err=True)
     if "target" in required:
-        _find_target(resolved)
+        _find_command(resolved) if resolved.config.command else _find_target(resolved)
     return resolved
 
 
@@ -104,4 +105,16 @@ def _find_target(resolved: Resolved) -> None:
         raise ConfigError(
             f"target = {resolved.config.target} (from {resolved.origins['target']}): "
             f"there is no file {path} in {Path.cwd()}; name it from there, or whole"
+        )
+
+
+def _find_command(resolved: Resolved) -> None:
+    """The same for a program."""
+    config = resolved.config
+    program = config.command[0]
+    if shutil.which(program, path=config.env.get("PATH")) is None:
+        where = f"in {Path.cwd()}" if os.sep in program else "on PATH"
+        raise ConfigError(
+            f"command = {shown(config.command)} (from {resolved.origins['command']}): "
+            f"there is no program {program} {where} that can be run; name its file whole, and see that it is executable"
         )

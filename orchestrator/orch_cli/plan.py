@@ -12,9 +12,10 @@ import click
 from orch.config import Config
 from orch.planning import cards, footprint, planner
 from orch_cli.options import config_options, json_option, load
+from orch_cli.words import RunsCommand
 
 
-@click.command()
+@click.command(cls=RunsCommand)
 @click.argument("target", required=False)
 @click.option(
     "--gpu",
@@ -30,7 +31,7 @@ def plan(card_names: tuple[str, ...], config_path: str | None, as_json: bool, **
 
     Nothing is started: without --vram-per-replica the answer is what will be measured.
     """
-    resolved = load(options, config_path, required=("target",) if options["target"] else ())
+    resolved = load(options, config_path, required=("target",) if options["target"] or options["command"] else ())
     config = resolved.config
     if card_names:
         gpus = tuple(cards.parse_card(name, index) for index, name in enumerate(card_names))

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from orch import runtime
 from orch.errors import ConfigError
 from orch_cli.options import instance_name, name_option, seconds
 
@@ -43,6 +44,9 @@ def request(
     else:
         payload = read_payload(path) if path is not None else text
 
+    if endpoint is None:
+        _refuse_command(instance_name(name))
+
     from orch import Client
 
     with Client(endpoint) if endpoint is not None else Client(name=instance_name(name)) as client:
@@ -51,6 +55,21 @@ def request(
         except TypeError as error:  # a payload that the wire has no form for, such as an integer of 100 digits
             raise ConfigError(f"the payload cannot be sent: {error}") from error
     click.echo(json.dumps(as_json(answer), ensure_ascii=False))
+
+
+def _refuse_command(instance: str) -> None:
+    """An instance of a command has no balancer that would take a request of ours."""
+    if (runtime.find(instance) / runtime.FRONT).exists():
+        return
+    from orch.supervising import control
+
+    told = control.call(instance, "servers")
+    if told["kind"] == "command":
+        where = ", ".join(f"http://{server['address']}" for server in told["servers"]) or "none is ready yet"
+        raise ConfigError(
+            f"instance {instance!r} runs a command, which takes HTTP requests of its own kind ({where}); "
+            "send them with curl, or through the proxy of `orch deploy nginx`"
+        )
 
 
 def parse_json(text: str, source: str) -> Any:

@@ -9,9 +9,10 @@ import click
 
 from orch.config import SETTINGS, format_value
 from orch_cli.options import config_options, json_option, load
+from orch_cli.words import RunsCommand
 
 
-@click.command()
+@click.command(cls=RunsCommand)
 @click.argument("target", required=False)
 @config_options()
 @json_option

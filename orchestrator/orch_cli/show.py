@@ -30,6 +30,8 @@ COLUMNS: Final = (
     Column("state", "left"),
     Column("device", "left"),
     Column("pid", spare=1),
+    Column("address", "left"),
+    Column("connections", spare=5),
     Column("outstanding"),
     Column("answered"),
     Column("restarts", spare=2),
@@ -73,6 +75,7 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
         f"  up {duration(status.get('uptime_s'))}",
         f"  pid {status.get('pid') or '-'}",
     )
+    is_command = status.get("kind") == "command"  # whose requests orch does not see
     replicas = status.get("replicas") or ()
     reasons = []
     for replica in replicas:
@@ -84,12 +87,12 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
     tail = Text("requests  " + "  ".join(f"{word} {count(queue.get(word))}" for word in words))
     return Group(
         head,
-        Text(f"endpoint  {status.get('endpoint') or '-'}"),
+        *([] if is_command else [Text(f"endpoint  {status.get('endpoint') or '-'}")]),
         *([Text(f"http      {status['http']}{_gateways(status)}")] if status.get("http") else []),
         *(Text(line, no_wrap=True, overflow="ellipsis") for line in _decisions(status)),
         _replicas(replicas, status.get("gpus") or ()),
         *reasons,
-        tail,
+        *([] if is_command else [tail]),
     )
 
 
@@ -120,9 +123,10 @@ def _replicas(replicas: Sequence[Mapping[str, Any]], gpus: Sequence[Mapping[str,
     left_out = {"device"} if gpus else {"fence", "cores"}
     left_out |= {
         name
-        for name, key in (("fence", "fence_bytes"), ("cores", "cores"))
+        for name, key in (("fence", "fence_bytes"), ("cores", "cores"), ("address", "address"))
         if not any(replica.get(key) for replica in replicas)
     }
+    left_out |= {"connections"} if "address" in left_out else {"outstanding", "answered"}
     columns = [column for column in COLUMNS if column.name not in left_out]
     rows: dict[Any, list[list[Text]]] = {gpu.get("uuid"): [] for gpu in gpus}
     for replica in replicas:
@@ -168,7 +172,7 @@ def _cell(replica: Mapping[str, Any], name: str) -> Text:
             return Text(size(replica.get(f"{name}_bytes")))
         case "cores":
             return Text(ranges(replica.get("cores") or ()) or "-")
-        case "device" | "pid":
+        case "device" | "pid" | "address":
             return Text(str(replica.get(name) or "-"))
     return Text(count(replica.get(name)))
 

@@ -93,6 +93,11 @@ def tune(
     max_latency_s = _seconds("max_latency", max_latency, 0.0001, DAY_S)
     resolved = _load({**options, "min_gain": min_gain}, config_path)
     config = resolved.config
+    if config.command:
+        raise ConfigError(
+            f"command = {shown(config.command)} (from {resolved.origins['command']}): orch tune makes requests for "
+            "models only; try counts of a command with orch scale and a load of your own"
+        )
     path = result_file(out, config.target)
 
     from orch.planning import gpu

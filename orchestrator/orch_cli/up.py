@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
 
 from orch_cli.options import config_options, load
+from orch_cli.words import RunsCommand
 
 
-@click.command()
+@click.command(cls=RunsCommand)
 @click.argument("target", required=False)
 @config_options()
 @click.option("--no-http", is_flag=True, help="Serve no HTTP: the same as --http off.")
@@ -19,10 +21,10 @@ from orch_cli.options import config_options, load
 def up(
     config_path: str | None, detach: bool, detached: bool, no_http: bool, samples: str | None, **options: Any
 ) -> None:
-    """Start TARGET and keep it running until Ctrl-C.
+    """Start TARGET, or COMMAND, and keep it running until Ctrl-C.
 
     TARGET is path/to/file.py:Name or package.module:Name, a class (orch.Model) or a function that takes and returns a
-    list.
+    list. COMMAND is any HTTP server, run once for each replica: {port} in its arguments is where to listen.
     """
     if no_http:
         if options["http"] not in (None, "off"):
@@ -33,6 +35,11 @@ def up(
         from orch_cli.detach import start_detached
 
         raise SystemExit(start_detached(resolved.config, options, config_path))
+
+    if os.getpid() == 1:  # of a container
+        from orch.supervising.first import step_aside
+
+        step_aside()
 
     from orch.supervising.supervisor import Supervisor
     from orch_cli.display import display_for

@@ -41,7 +41,7 @@ def up(place: Place, mps: str, replicas: int, *options: str) -> Instance:
 
 
 def settled(instance: Instance, replicas: int, within: float = 120) -> None:
-    """All replicas READY, replica 0 behind its fence too, and none on its way."""
+    """All replicas READY, each behind its fence, and none on its way."""
 
     def ready() -> bool:
         assert instance.process.poll() is None, instance.output()
@@ -50,7 +50,7 @@ def settled(instance: Instance, replicas: int, within: float = 120) -> None:
 
     eventually(ready, within=within)
     if instance.status()["mps"]["state"] == "on" and replicas > 1:
-        eventually(lambda: instance.replicas().get("r0", {}).get("restarts", 0) >= 1 and ready(), within=within)
+        eventually(lambda: all(row["fence_bytes"] for row in instance.replicas().values()) and ready(), within=within)
 
 
 def say(**facts: object) -> None:

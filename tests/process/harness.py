@@ -58,6 +58,14 @@ def moment() -> float:
     return time.monotonic()
 
 
+def a_free_port() -> int:
+    """One whose successors are most likely free too: below those that the kernel gives away (ip(7))."""
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        port: int = trial.getsockname()[1]
+    return 10_000 + port % 20_000
+
+
 @dataclass(frozen=True)
 class Finished:
     """A command that has ended."""
@@ -107,23 +115,26 @@ class Place:
 
     def up(
         self,
-        target: str,
+        target: str = "",
         *options: str,
         replicas: int = 1,
         name: str = "default",
         env: Mapping[str, str] | None = None,
         wait: bool = True,
         http: bool = False,
+        command: Sequence[str] = (),
     ) -> Instance:
         """Start an instance of a model in tests/process/models, or of any other target, and wait until it is READY.
 
+        command: in a target's place; a free --first-port is for the options to say.
         http: serve it at a free port of this host; otherwise not at all (`environ`), unless the options say so.
         """
         known = (MODELS / target.partition(":")[0]).is_file()
         target = str(MODELS / target) if known else target
         if http:
             options = ("--http=127.0.0.1:0", *options)
-        instance = Instance(self, name, target, (f"--replicas={replicas}", *options), env)
+        words = (f"--replicas={replicas}", *options, *(("--", *command) if command else ()))
+        instance = Instance(self, name, target, words, env)
         self.instances.append(instance)
         if wait:
             instance.wait_ready()
@@ -200,7 +211,7 @@ class Instance:
         self._output = (place.base / f"{name}.{len(place.instances)}.out").open("w+b")
         self._clients: list[Client] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "orch_cli", "up", target, f"--name={name}", *options],
+            [sys.executable, "-P", "-m", "orch_cli", "up", *([target] if target else []), f"--name={name}", *options],
             env=place.environ(env), cwd=place.base, stdin=subprocess.DEVNULL,
             stdout=self._output, stderr=subprocess.STDOUT,
         )  # fmt: skip
@@ -431,7 +442,7 @@ def reset_peak(pid: int) -> None:
 def _source_roots() -> list[str]:
     """Where our packages are, unless they are installed: a child finds installed ones by itself."""
     roots = []
-    for package in ("orch", "orch_cli", "orch_worker", "orch_balancer", "orch_gateway"):
+    for package in ("orch", "orch_cli", "orch_worker", "orch_balancer", "orch_gateway", "orch_deploy"):
         spec = importlib.util.find_spec(package)
         assert spec is not None
         assert spec.origin is not None

@@ -44,6 +44,15 @@ def test_orch_down_answers_all_that_was_accepted(place: Place) -> None:
     assert instance.wait() == Exit.OK
 
 
+def test_a_worker_that_hangs_up_before_it_ends_is_stopped_in_order(place: Place) -> None:
+    """It was told to end: that the balancer does not reach it any more is nobody's fault, and nobody kills it."""
+    instance = place.up("reluctant.py:Reluctant")
+    began = moment()
+    assert instance.stop() == Exit.OK
+    assert moment() - began > 0.8, "it had its time to end"
+    assert "warning" not in instance.output()
+
+
 def test_a_stop_under_a_closed_loop_refuses_and_never_loses(place: Place) -> None:
     """While clients go on asking, each request is either answered or refused as one that was never accepted."""
     instance = place.up("plain.py:Steady", replicas=2)

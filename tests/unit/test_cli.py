@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from orch.config import SETTINGS, Config
 from orch.errors import ConfigError, DoesNotFit, Exit, NotRunning, OrchError, Overloaded
+from orch.setting import ARGUMENTS
 from orch.supervising.events import Event
 from orch_cli import detach, display, logs, main, request, show, up
 from orch_cli.down import outcome, sentence
@@ -56,7 +57,7 @@ def test_every_setting_is_an_option_of_up() -> None:
     """What the file and the environment can say, the command line can."""
     options = {name for parameter in up.up.params for name in parameter.opts}
 
-    assert {setting.flag for setting in SETTINGS.values()} - {"TARGET"} <= options
+    assert {setting.flag for setting in SETTINGS.values()} - set(ARGUMENTS.values()) <= options
 
 
 def test_the_version_is_printed() -> None:

@@ -25,6 +25,7 @@ from orch.planning.sizes import GIB, MIB
 from orch.supervising.measure import CPU, footprint_of
 
 NOBODY: frozenset[int] = frozenset()
+ME = frozenset({os.getpid()})
 STAGES = {"context_bytes": 612 * MIB, "loaded_bytes": 698 * MIB, "warm_bytes": 1398 * MIB}
 
 
@@ -121,7 +122,7 @@ def test_a_footprint_without_parts_is_told_by_its_source(footprint: Footprint, t
 def test_what_a_worker_noted_becomes_the_parts() -> None:
     """On a device that no driver knows, torch's peak is the total, and the stages divide it."""
     facts = {**STAGES, "torch_loaded_bytes": 86 * MIB, "torch_reserved_bytes": 786 * MIB}
-    found = footprint_of(os.getpid(), "GPU-that-is-not-there", None, NOBODY, facts, alone=True)
+    found = footprint_of(ME, "GPU-that-is-not-there", None, NOBODY, facts, alone=True)
     assert found is not None
     total = 786 * MIB + int(612 * MIB * 1.2)  # the context, and what libraries add to it
     assert (found.device_bytes, found.how) == (total, How.TORCH)
@@ -130,12 +131,12 @@ def test_what_a_worker_noted_becomes_the_parts() -> None:
 
 def test_a_worker_that_noted_nothing_has_no_parts() -> None:
     """As before there were stages."""
-    found = footprint_of(os.getpid(), "GPU-that-is-not-there", None, NOBODY, {"torch_reserved_bytes": MIB}, alone=True)
+    found = footprint_of(ME, "GPU-that-is-not-there", None, NOBODY, {"torch_reserved_bytes": MIB}, alone=True)
     assert found is not None
     assert found.parts is None
     nothing = {"torch_reserved_bytes": 0}
-    assert footprint_of(os.getpid(), "GPU-that-is-not-there", None, NOBODY, nothing, alone=True) is None
-    on_cpu = footprint_of(os.getpid(), CPU, None, NOBODY, {}, alone=True)
+    assert footprint_of(ME, "GPU-that-is-not-there", None, NOBODY, nothing, alone=True) is None
+    on_cpu = footprint_of(ME, CPU, None, NOBODY, {}, alone=True)
     assert on_cpu is not None
     assert (on_cpu.device_bytes, on_cpu.parts) == (0, None)
 

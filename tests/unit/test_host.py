@@ -25,7 +25,7 @@ def write(root: Path, files: dict[str, str]) -> None:
 def host_of(tmp_path: Path, membership: str, groups: dict[str, str]) -> Host:
     """What MACHINE offers to a process in these groups."""
     write(tmp_path, {"proc/self/cgroup": membership})
-    (tmp_path / "cgroup").mkdir(exist_ok=True)
+    (tmp_path / "cgroup").mkdir(exist_ok=True, parents=True)
     write(tmp_path / "cgroup", groups)
     return read_host(cgroup_root=tmp_path / "cgroup", proc=tmp_path / "proc", machine=MACHINE)
 
@@ -90,6 +90,73 @@ def test_a_path_that_is_not_mounted_here_leaves_the_root(tmp_path: Path, path: s
     """A container may be told its path on the host, or one above its own root."""
     files = {"memory/memory.limit_in_bytes": f"{4 * GIB}\n"}
     assert host_of(tmp_path, f"4:memory:{path}\n", files).memory_total_bytes == 4 * GIB
+
+
+@pytest.mark.parametrize(
+    ("listed", "cores"), [("0-3,8\n", 5), ("7\n", 1), ("0-1,4-5,9-15\n", 11), ("\n", 16), ("0-63\n", 16)]
+)
+def test_cores_that_a_group_may_not_use_are_not_offered(tmp_path: Path, listed: str, cores: int) -> None:
+    """A container with `--cpuset-cpus`; the file is empty where the controller has nothing to say."""
+    assert host_of(tmp_path / "2", "0::/\n", {"cpuset.cpus.effective": listed}).cores == cores
+    v1 = {"cpuset/docker/x/cpuset.effective_cpus": listed}
+    assert host_of(tmp_path / "1", "5:cpuset:/docker/x\n", v1).cores == cores
+
+
+# What /proc/self/cgroup and the mounts look like in places where orch is found.
+DOCKER_V2 = {
+    "cgroup.controllers": "cpuset cpu io memory hugetlb pids rdma\n",
+    "cpu.max": "400000 100000\n",
+    "cpuset.cpus.effective": "0-7\n",
+    "memory.current": f"{2 * GIB}\n",
+    "memory.high": "max\n",
+    "memory.max": f"{32 * GIB}\n",
+    "memory.stat": f"anon {GIB}\nfile {GIB}\ninactive_anon 0\ninactive_file {GIB // 2}\nactive_file 4096\n",
+}
+POD = "/kubepods/burstable/pod5f1c/9ad0"
+KUBERNETES_V1 = {
+    f"memory{POD}/memory.limit_in_bytes": f"{16 * GIB}\n",
+    f"memory{POD}/memory.usage_in_bytes": f"{4 * GIB}\n",
+    f"memory{POD}/memory.stat": f"cache {GIB}\ntotal_inactive_file {GIB}\n",
+    "memory/memory.limit_in_bytes": "9223372036854771712\n",
+    f"cpu,cpuacct{POD}/cpu.cfs_quota_us": "600000\n",
+    f"cpu,cpuacct{POD}/cpu.cfs_period_us": "100000\n",
+    f"cpuset{POD}/cpuset.effective_cpus": "2-5,10\n",
+}
+KUBERNETES_V1_PROC = f"""\
+12:devices:{POD}
+11:cpuset:{POD}
+10:memory:{POD}
+6:cpu,cpuacct:{POD}
+1:name=systemd:{POD}
+0::/system.slice/containerd.service
+"""
+SERVICE = {
+    "user.slice/memory.max": "max\n",
+    "orch.slice/memory.max": f"{24 * GIB}\n",
+    "orch.slice/memory.current": f"{3 * GIB}\n",
+    "orch.slice/cpu.max": "max 100000\n",
+    "orch.slice/cpuset.cpus.effective": "0-15\n",
+    "orch.slice/orch@default.service/memory.max": "max\n",
+    "orch.slice/orch@default.service/memory.current": f"{3 * GIB}\n",
+    "orch.slice/orch@default.service/cpu.max": "1200000 100000\n",
+    "orch.slice/orch@default.service/cpuset.cpus.effective": "0-15\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("membership", "groups", "expected"),
+    [
+        ("0::/\n", DOCKER_V2, Host(32 * GIB, 30 * GIB + GIB // 2, 4)),
+        (KUBERNETES_V1_PROC, KUBERNETES_V1, Host(16 * GIB, 13 * GIB, 5)),
+        ("0::/orch.slice/orch@default.service\n", SERVICE, Host(24 * GIB, 21 * GIB, 12)),
+    ],
+    ids=["docker, version 2", "kubernetes, version 1", "systemd, version 2"],
+)
+def test_the_tree_of_a_whole_place_is_read(
+    tmp_path: Path, membership: str, groups: dict[str, str], expected: Host
+) -> None:
+    """Memory, quota and cores at once, with what else is there."""
+    assert host_of(tmp_path, membership, groups) == expected
 
 
 def test_a_limit_that_is_already_used_up_leaves_nothing(tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ def test_a_peer_that_never_reads_is_given_up(ends: Ends) -> None:
         ends.link.send(padding="x" * (1 << 20))
     assert ends.link.closed
     assert not ends.link.unsent
+    assert ends.link.fileno() >= 0, "whoever waits for the descriptor has to let go of it first"
 
 
 def test_a_peer_that_is_gone_closes_the_link(ends: Ends) -> None:

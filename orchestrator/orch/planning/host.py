@@ -22,15 +22,16 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """The names of the same four facts in one version of control groups."""
+    """The names of the same facts in one version of control groups."""
 
     limits: tuple[str, ...]
     used: str
     cache: str  # the row of memory.stat that the kernel takes back before it kills anyone
+    cpus: str  # which cores, as "0-3,8"; what is left of them by the groups above
 
 
-V2 = Files(("memory.max", "memory.high"), "memory.current", "inactive_file")
-V1 = Files(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
+V2 = Files(("memory.max", "memory.high"), "memory.current", "inactive_file", "cpuset.cpus.effective")
+V1 = Files(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file", "cpuset.effective_cpus")
 
 
 def read_host(*, cgroup_root: Path = CGROUP_ROOT, proc: Path = PROC, machine: Host | None = None) -> Host:
@@ -50,6 +51,8 @@ def read_host(*, cgroup_root: Path = CGROUP_ROOT, proc: Path = PROC, machine: Ho
                 available = min(available, limit - held)
         if "cpu" in controllers or not controllers:
             cores = min(cores, _quota(group))
+        if "cpuset" in controllers or not controllers:
+            cores = min(cores, _num_cpus(group / names.cpus) or cores)
     return Host(total, max(0, min(available, total)), max(1, int(cores)))
 
 
@@ -109,6 +112,15 @@ def _quota(group: Path) -> float:
     if not (quota.isdecimal() and period.isdecimal() and int(period)):
         return float("inf")
     return int(quota) / int(period)
+
+
+def _num_cpus(file: Path) -> int:
+    """How many cores a list such as "0-3,8" names (cpuset(7)); 0 if there is no file, or nothing in it."""
+    try:
+        spans = [span.partition("-") for span in file.read_text().strip().split(",") if span]
+        return sum(int(last or first) - int(first) + 1 for first, _, last in spans)
+    except (OSError, ValueError):
+        return 0
 
 
 def _number(file: Path) -> int | None:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Final, Protocol
 
+from orch import runtime
+from orch.config import Config
 from orch.link import Message
+from orch.planning.host import read_host
 from orch.supervising.kept import Kept, Printer
 from orch.supervising.reactor import Reactor
+
+# The arena is at most this part of the host's memory, or of the control group's.
+MEMORY_SHARE: Final = 8
 
 
 class Owner(Printer, Protocol):
@@ -60,3 +67,20 @@ class Balancer(Kept):
         """Admit no more."""
         self._admitting = False
         self.send(do="drain")
+
+
+def settings_of(config: Config, directory: Path, *, pinned_memory: bool) -> dict[str, Any]:
+    """What a balancer is told first. pinned_memory: there are GPUs, which read from such memory directly."""
+    return {
+        "front": [runtime.front_endpoint(directory), *([config.listen] if config.listen else [])],
+        "back": runtime.back_path(directory),
+        "models": [config.title],
+        "queue_limit": config.queue_limit,
+        "queue_bytes": config.queue_bytes,
+        "client_queue_limit": config.client_queue_limit,
+        "max_attempts": config.max_attempts,
+        "max_payload_bytes": config.max_payload_bytes,
+        "arena": str(directory / runtime.ARENA),
+        "shared_memory_bytes": min(config.shared_memory_bytes, read_host().memory_total_bytes // MEMORY_SHARE),
+        "pinned_memory": pinned_memory,
+    }

@@ -5,6 +5,9 @@ One JSON line asks ({"call": NAME, ...arguments}), one answers ({"ok": {...}} or
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import selectors
 import socket
 import time
@@ -22,10 +25,19 @@ MAX_CONNECTIONS = 64
 
 
 class Caller:
-    """One connected command line; answered once, perhaps later."""
+    """One connected command line, or watcher; each call is answered once, perhaps later."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
+
+    @property
+    def closed(self) -> bool:
+        """It has gone."""
+        return self._link.closed
+
+    def tell(self, event: str, **facts: Any) -> None:
+        """Something that it asked to be told of."""
+        self._link.send(event=event, **facts)
 
     def answer(self, **result: Any) -> None:
         """The call succeeded."""
@@ -44,23 +56,39 @@ class Server:
         self._reactor = reactor
         self._handle = handle
         self._links: set[Link] = set()
+        self._spare_fd: int | None = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         reactor.add(self._socket, self._accept)
 
     def _accept(self) -> None:
         try:
             connection, _ = self._socket.accept()
-        except OSError:
+        except OSError as err:
+            if err.errno in (errno.EMFILE, errno.ENFILE):
+                self._turn_away()
             return
         if len(self._links) >= MAX_CONNECTIONS:
             connection.close()
             return
         link = Link(connection)
+        caller = Caller(link)
         self._links.add(link)
-        self._reactor.add(link, lambda: self._read(link))
+        self._reactor.add(link, lambda: self._read(link, caller))
 
-    def _read(self, link: Link) -> None:
+    def _turn_away(self) -> None:
+        """No descriptor is left: who waits in the queue would wake us for ever, so he gets the spare one, and goes."""
+        self._close_spare()
+        with contextlib.suppress(OSError):
+            self._socket.accept()[0].close()
+        with contextlib.suppress(OSError):
+            self._spare_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _close_spare(self) -> None:
+        if self._spare_fd is not None:
+            os.close(self._spare_fd)
+            self._spare_fd = None
+
+    def _read(self, link: Link, caller: Caller) -> None:
         for message in link.receive():
-            caller = Caller(link)
             try:
                 self._handle(caller, str(message.pop("call", "")), message)
             except OrchError as err:
@@ -68,20 +96,26 @@ class Server:
             except Exception as err:  # noqa: BLE001  a bug, but no caller's message may take the instance down
                 caller.refuse(OrchError(f"a bug in orch: {type(err).__name__}: {err}"))
         if link.closed:
-            self._links.discard(link)
-            self._reactor.remove(link)
-            link.close()
+            self._hang_up(link)
 
     def flush(self) -> None:
-        """Write what callers did not take at once."""
-        for link in self._links:
+        """Write what callers did not take at once; who never reads is hung up on."""
+        for link in list(self._links):
             if link.unsent:
                 link.flush()
+            if link.closed:
+                self._hang_up(link)
+
+    def _hang_up(self, link: Link) -> None:
+        self._links.discard(link)
+        self._reactor.remove(link)
+        link.close()
 
     def close(self) -> None:
         """Close the socket and every connection."""
         self._reactor.remove(self._socket)
         self._socket.close()
+        self._close_spare()
         for link in self._links:
             self._reactor.remove(link)
             link.close()

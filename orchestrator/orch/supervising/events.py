@@ -19,7 +19,7 @@ PASSING: Final = frozenset({"PLANNED", "STARTING", "LOADING"})
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """kind: plan, replica, balancer, mps, search, ready, log, warning, drain or stopped. text: one line for people.
+    """kind: plan, replica, balancer, mps, search, ready, restart, log, warning, drain or stopped. text: one line.
 
     data: the facts behind it; of a "replica" event at least its state.
     """

@@ -17,7 +17,7 @@ from orch.supervising.events import Event
 from orch.supervising.launch import Launcher, Running, fence_of, pin
 from orch.supervising.mps import Mps
 from orch.supervising.output import Lines
-from orch.supervising.process import WORKER_VARIABLE, kill_marked
+from orch.supervising.process import WORKER_VARIABLE, kill_all, kill_marked, session
 from orch.supervising.reactor import Reactor
 from orch.supervising.replica import ALIVE, Action, Blame, Death, Replica, State
 from orch.supervising.turns import Turn, turns
@@ -64,15 +64,13 @@ class Fleet:
     def __init__(
         self,
         config: Config,
-        worker_spec: Mapping[str, Any],
-        pages_fd: int,
-        environ: Mapping[str, str],
+        launcher: Launcher,
         reactor: Reactor,
         owner: Owner,
         clock: Callable[[], float],
     ) -> None:
         self._config = config
-        self.launcher = Launcher(config, worker_spec, pages_fd, environ)
+        self.launcher = launcher
         self._reactor, self._owner, self._clock = reactor, owner, clock
         self.mps: Mps | None = None
         self.device_names: Mapping[str, str] = {}
@@ -119,9 +117,13 @@ class Fleet:
         return [replica for replica in self.replicas.values() if replica.comes_back]
 
     def give_up(self, replica_id: str, generation: int) -> None:
-        """The balancer cannot reach a worker that lives: only a new one can serve."""
-        running = self.running.get(replica_id)
-        if running is not None and self.replicas[replica_id].generation == generation:
+        """The balancer cannot reach a worker that lives: only a new one can serve, and one that leaves has left."""
+        running, replica = self.running.get(replica_id), self.replicas.get(replica_id)
+        if running is None or replica is None or replica.generation != generation:
+            return
+        if replica.state is State.DRAINING:  # as does one that hangs up long before its process has let go of a GPU
+            self.drained(replica_id, generation)
+        else:
             self._give_up(replica_id, running, "the balancer cannot reach it")
 
     def in_state(self, *states: State) -> list[Replica]:
@@ -166,9 +168,8 @@ class Fleet:
         chosen = turns(waiting, loading, measure.free_bytes, parallelism=self._config.load_parallelism)
         for replica_id in chosen.start:
             replica = self.replicas[replica_id]
-            before = replica.state
             self._perform(replica, replica.start(now))
-            self._tell(replica, before)
+            self._tell(replica, State.STARTING)
         if not chosen.short or chosen.start or loading:
             self._short_since = None
         elif self._short_since is None:
@@ -226,7 +227,7 @@ class Fleet:
             running.hung = True
             text = f"{replica_id}: {why}; killed"
             self._owner.report(Event("warning", text, replica_id))
-            self._kill(running)
+            self._kill(self.replicas[replica_id], running)
 
     # --- processes -----------------------------------------------------------------------------------------------
 
@@ -238,7 +239,7 @@ class Fleet:
             elif action is Action.TERMINATE and running is not None:
                 running.child.signal(signal.SIGTERM)
             elif action is Action.KILL and running is not None:
-                self._kill(running)
+                self._kill(replica, running)
         if Action.SPAWN in actions or Action.DRAIN in actions:
             self._owner.changed()
 
@@ -252,9 +253,9 @@ class Fleet:
             if running.fence_bytes is None and self.replicas[replica_id].device != measure.CPU
         ]
 
-    def _kill(self, running: Running) -> None:
+    def _kill(self, replica: Replica, running: Running) -> None:
         if self.mps is not None:
-            self.mps.terminate_client(running.child.pid)
+            self.mps.terminate_client(self.family(replica.id, anew=True))
         running.child.signal(signal.SIGKILL)
 
     def sacrifice(self, device: str, why: str) -> None:
@@ -265,17 +266,20 @@ class Fleet:
                 running.child.signal(signal.SIGKILL)
 
     def _spawn(self, replica: Replica) -> None:
-        page = self.launcher.page(replica)
         before = measure.look(replica.device, self.pids.get(replica.device, frozenset()))
         fence_bytes = None
         if self.mps is not None and replica.device != measure.CPU:
             fence_bytes = fence_of(self._owner.cost_on(replica.device))
+        page = None
         try:
+            page = self.launcher.page(replica)
             child = self.launcher.start(replica, self.mps, fence_bytes)
         except OSError as err:  # no descriptor, process or memory to be had: a death like others, tried again later
-            page.close()
+            if page is not None:
+                page.close()
             death = Death(Exit.BUG, message=f"could not be started: {err.strerror}")
             replica.died(death, self._clock(), is_last=not self.in_state(State.READY), jitter=random.random())
+            self._told.pop(replica.id, None)  # each time is news
             return
         lines = Lines(child.output.read, lambda line: self._owner.printed(replica.id, line))
         self.running[replica.id] = Running(child, page, lines, self._clock(), before, fence_bytes)
@@ -300,11 +304,16 @@ class Fleet:
             match message.get("event"):
                 case "loading":
                     self._perform(replica, replica.loading(now))
+                case "started":
+                    running.server_pid = message["pid"]
+                case "waiting":
+                    running.note = str(message.get("message"))
                 case "ready" if not self._is_attached(replica, running):
                     running.message = "it is no client of the MPS server, and would run in turns with the others"
                     running.child.signal(signal.SIGKILL)
                 case "ready":
                     self._measure(replica, running, message)
+                    self.launcher.is_ready(replica)
                     self._perform(replica, replica.ready(now))
                 case "ran_out":
                     running.held_bytes = message["held_bytes"]
@@ -319,7 +328,12 @@ class Fleet:
     def _is_attached(self, replica: Replica, running: Running) -> bool:
         if self.mps is None or replica.device == measure.CPU:
             return True
-        return self.mps.is_attached(running.child.pid)
+        family = self.family(replica.id, anew=True)
+        if self.launcher.runs_command and not measure.uses(replica.device, family, running.before):
+            text = f"{replica.id} uses nothing of its GPU yet; if it never does, --device cpu runs it without"
+            self._owner.report(Event("warning", text, replica.id))
+            return True
+        return self.mps.is_attached(family)
 
     def _measure(self, replica: Replica, running: Running, facts: Message) -> None:
         self.declared = facts
@@ -329,7 +343,7 @@ class Fleet:
         running.max_batch_size, running.batch_s = facts.get("max_batch_size", 1), facts.get("batch_s")
         ours = self.pids.get(replica.device, frozenset())
         running.footprint = measure.footprint_of(
-            running.child.pid, replica.device, running.before, ours, facts, alone=running.alone
+            self.family(replica.id, anew=True), replica.device, running.before, ours, facts, alone=running.alone
         )
         if running.footprint is not None:
             self._footprints[replica.id] = running.footprint
@@ -339,6 +353,8 @@ class Fleet:
         self._read(replica)  # its last words
         code = running.child.reap()
         kill_marked(WORKER_VARIABLE, self.launcher.mark(replica))
+        if running.server_pid is not None:
+            kill_all(session(running.server_pid))
         running.lines.drain()
         for fileobj in (running.child.link, running.child.output, running.child.pidfd):
             self._reactor.remove(fileobj)
@@ -349,11 +365,19 @@ class Fleet:
         answered = running.page.batch_number - bool(tickets) > 0
         running.page.close()
         before = replica.state
-        if code == Exit.DEVICE_LOST and not running.elsewhere and self.mps is not None and self.mps.has_fault():
+        may_be_fault = code == Exit.DEVICE_LOST or (self.launcher.runs_command and code != Exit.OK)
+        if may_be_fault and not running.elsewhere and self.mps is not None and self.mps.has_fault():
             running.elsewhere = "a fault on the GPU, which MPS reports to all of its clients"
             self.sacrifice(replica.device, running.elsewhere)
         is_last = not [other for other in self.in_state(State.READY) if other is not replica]
-        death = Death(code, answered=answered, hung=running.hung, message=running.message, elsewhere=running.elsewhere)
+        death = Death(
+            code,
+            answered=answered,
+            hung=running.hung,
+            message=running.message,
+            elsewhere=running.elsewhere,
+            note=running.note,
+        )
         blame = replica.died(death, self._clock(), is_last=is_last, jitter=random.random())
         self._owner.lost(replica, blame, tickets)
         if replica.id not in self.replicas:  # the owner has no use for it any more
@@ -413,8 +437,8 @@ class Fleet:
         changed = {each: own for each, own in cores.items() if own != self.launcher.cores.get(each)}
         self.launcher.cores = cores
         for replica_id, own in changed.items():
-            if (running := self.running.get(replica_id)) is not None:
-                pin(running.child.pid, own)
+            for pid in self.family(replica_id) if replica_id in self.running else ():
+                pin(pid, own)
 
     def served(self, replica: Replica) -> bool:
         """Whether it was READY before, now or in an earlier life."""
@@ -431,11 +455,15 @@ class Fleet:
 
     @property
     def pids(self) -> dict[str, frozenset[int]]:
-        """Worker processes by device."""
+        """Processes of replicas by device."""
         found: dict[str, set[int]] = {}
-        for replica_id, running in self.running.items():
-            found.setdefault(self.replicas[replica_id].device, set()).add(running.child.pid)
+        for replica_id in self.running:
+            found.setdefault(self.replicas[replica_id].device, set()).update(self.family(replica_id))
         return {device: frozenset(pids) for device, pids in found.items()}
+
+    def family(self, replica_id: str, *, anew: bool = False) -> frozenset[int]:
+        """Processes of a replica that runs. anew: now, not a second ago."""
+        return self.launcher.family(self.replicas[replica_id], self.running[replica_id], anew=anew)
 
     @property
     def all_gone(self) -> bool:

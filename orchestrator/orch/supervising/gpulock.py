@@ -6,7 +6,7 @@ import fcntl
 import os
 from collections.abc import Sequence
 
-from orch.runtime import short_base
+from orch.runtime import meeting_base
 
 
 class GpuLocks:
@@ -20,7 +20,7 @@ class GpuLocks:
         """Whether all are ours now; never blocks."""
         if len(self._held) == len(self._uuids):
             return True
-        directory = short_base()
+        directory = meeting_base()
         directory.mkdir(mode=0o700, exist_ok=True)
         for uuid in self._uuids:
             fd = os.open(directory / f"{uuid.replace('/', '_')}.gpu", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

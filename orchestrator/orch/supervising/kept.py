@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from orch.errors import Exit
 from orch.link import Message
 from orch.supervising import restart
 from orch.supervising.output import Lines
@@ -66,11 +67,22 @@ class Kept(ABC):
         return self._child.pid if self._child is not None else None
 
     def start(self) -> None:
-        """Start a process and tell it everything."""
+        """Start a process and tell it everything.
+
+        Raises:
+            OSError: no descriptor, process or memory to be had for the first; a later one is tried again.
+        """
         self._start_at = None
         self._started_at = self._clock()
         self.restarts += 1
-        child = self._child = Child(self._module, self._fds, self._environ)
+        try:
+            child = self._child = Child(self._module, self._fds, self._environ)
+        except OSError as err:
+            if not self.restarts:
+                raise
+            self._again(Exit.BUG)
+            self.died(f"could not be started ({err.strerror})")
+            return
         lines = Lines(child.output.read, lambda line: self._printer.printed(self.name, line))
         self._reactor.add_lines(child.output, lines)
         self._reactor.add(child.link, self._read)
@@ -129,9 +141,12 @@ class Kept(ABC):
         child.close()
         self._child = None
         if not self.stopped:
-            now = self._clock()
-            self._flaps = 0 if now - self._started_at >= restart.HEALTHY_S else self._flaps + 1
-            # Without it nothing is served: the first death is answered at once, later ones are spaced.
-            delay = restart.delay_s(max(0, self._flaps - 1), code, is_last=True, jitter=random.random())
-            self._start_at = now + (delay or 0.0)
+            self._again(code)
         self.died(f"died of signal {-code}" if code < 0 else f"exited with code {code}")
+
+    def _again(self, code: int) -> None:
+        now = self._clock()
+        self._flaps = 0 if now - self._started_at >= restart.HEALTHY_S else self._flaps + 1
+        # Without it nothing is served: the first death is answered at once, later ones are spaced.
+        delay = restart.delay_s(max(0, self._flaps - 1), code, is_last=True, jitter=random.random())
+        self._start_at = now + (delay or 0.0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orch import runtime
 from orch.config import Config
 from orch.page import StatusPage
 from orch.planning.footprint import Footprint
@@ -31,6 +32,19 @@ def fence_of(cost: Footprint | None) -> int | None:
     return None if cost is None else int(cost.device_bytes * FENCE_FACTOR) + FENCE_MARGIN_BYTES
 
 
+def spec_of(config: Config, directory: Path, samples: str | None) -> dict[str, Any]:
+    """What every worker of an instance is told. samples: the file that the warm-up's are to be written to."""
+    return {
+        "path": runtime.back_path(directory),
+        "target": config.target,
+        "model": config.title,
+        "max_batch_size": config.max_batch_size,
+        "max_batch_wait_s": config.max_batch_wait_s,
+        "settings": dict(config.set),
+        "samples": samples,
+    }
+
+
 def pin(pid: int, cores: Sequence[int]) -> None:
     """Keep a process, all its threads, on these cores; one that is gone is none of ours any more."""
     for task in Path(f"/proc/{pid}/task").glob("*"):
@@ -43,7 +57,8 @@ class Running:
     """One worker process, and what is known of it.
 
     alone: no other replica loads, or ends, on its device while it loads. batch_s: what its last full batch of warm-up
-    took. held_bytes: device memory that it held when it failed.
+    took. server_pid: of the server that a runner is in charge of. note: what that has last done while it loads.
+    held_bytes: device memory that it held when it failed.
     """
 
     child: Child
@@ -57,6 +72,8 @@ class Running:
     max_batch_size: int = 1
     batch_s: float | None = None
     timeout_s: float = 0.0
+    server_pid: int | None = None
+    note: str = ""
     message: str = ""
     held_bytes: int | None = None
     hung: bool = False
@@ -66,6 +83,8 @@ class Running:
 
 class Launcher:
     """Owns what every worker is started with; `threads` and `cores` (by replica) follow the plan."""
+
+    runs_command = False  # somebody else's server, in the charge of a runner
 
     def __init__(
         self, config: Config, worker_spec: Mapping[str, Any], pages_fd: int, environ: Mapping[str, str]
@@ -88,7 +107,7 @@ class Launcher:
             OSError: no descriptor, process or memory to be had.
         """
         cores = self.cores.get(replica.id, ())
-        on_gpu = replica.device != measure.CPU
+        on_gpu = not self.is_on_cpu(replica)
         environ = {
             **self._environ,
             **dict.fromkeys(THREAD_VARIABLES, str(len(cores) or self.threads)),
@@ -98,19 +117,48 @@ class Launcher:
             **self._config.env,
             WORKER_VARIABLE: self.mark(replica),
         }
-        child = Child("orch_worker", [self._pages_fd], environ)
+        child = self.start_child(replica, environ)
         if cores:
             pin(child.pid, cores)
+        return child
+
+    def start_child(self, replica: Replica, environ: Mapping[str, str]) -> Child:
+        """Start its process and tell it what to do."""
+        child = Child("orch_worker", [self._pages_fd], environ)
         child.link.send(
             spec={
                 **self._worker_spec,
                 "replica": replica.id,
                 "generation": replica.generation,
                 "slot": replica.slot,
-                "device": "cuda:0" if on_gpu else "cpu",
+                "device": self.device_seen(replica),
             }
         )
         return child
+
+    def is_on_cpu(self, replica: Replica) -> bool:
+        """Whether it is to see no GPU."""
+        return replica.device == measure.CPU
+
+    def device_seen(self, replica: Replica) -> str:
+        """Its device as it sees it: its GPU is the only one."""
+        return "cpu" if self.is_on_cpu(replica) else "cuda:0"
+
+    # What differs where a replica is a server with a runner.
+
+    def address(self, replica: Replica) -> str | None:
+        """Where its server is reached; None: it has none."""
+        return None
+
+    def family(self, replica: Replica, running: Running, *, anew: bool = False) -> frozenset[int]:
+        """The processes whose memory counts as the replica's. anew: now, not a second ago."""
+        return frozenset({running.child.pid})
+
+    def is_ready(self, replica: Replica) -> None:
+        """Its server answers."""
+
+    def leaves(self, child: Child) -> None:
+        """It is about to be stopped, and gets no more work."""
 
     def mark(self, replica: Replica) -> str:
         """What all processes of this life of the replica carry in their environment."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from orch.planning import gpu
-from orch.planning.footprint import Footprint, Measurement, believe, resident, was_disturbed
+from orch.planning.footprint import MIN_DEVICE_BYTES, Footprint, Measurement, believe, resident, was_disturbed
 from orch.planning.host import resident_bytes
 
 CPU = "cpu"
@@ -41,25 +41,44 @@ def look(device: str, ours: frozenset[int]) -> Before | None:
     return Before(free_bytes, others, frozenset(each.pid for each in found.processes))
 
 
-def footprint_of(
-    pid: int, device: str, before: Before | None, ours: frozenset[int], facts: Mapping[str, Any], *, alone: bool
-) -> Footprint | None:
-    """The cost of the worker `pid`, by the best source there is.
+def uses(device: str, pids: Collection[int], before: Before | None) -> bool:
+    """Whether one of these processes is seen to use the device: the driver lists it, or has less memory free since.
 
-    ours: pids of all our workers there. facts: what it said at READY. alone: no other of ours loaded, or ended, on the
-    device meanwhile.
+    What cannot be read counts as used.
     """
-    host_bytes = resident_bytes(pid) or int(facts.get("resident_bytes", 0))
+    now = look(device, frozenset())
+    if now is None or not now.pids.isdisjoint(pids):
+        return True
+    fell = before.free_bytes - now.free_bytes if before and before.free_bytes and now.free_bytes else None
+    return fell is None or fell >= MIN_DEVICE_BYTES
+
+
+def footprint_of(
+    pids: frozenset[int],
+    device: str,
+    before: Before | None,
+    ours: frozenset[int],
+    facts: Mapping[str, Any],
+    *,
+    alone: bool,
+) -> Footprint | None:
+    """The cost of a worker, by the best source there is.
+
+    pids: of its processes. ours: of all our workers there. facts: what it said at READY. alone: no other of ours
+    loaded, or ended, on the device meanwhile.
+    """
+    host_bytes = sum(resident_bytes(pid) or 0 for pid in pids) or int(facts.get("resident_bytes", 0))
     if device == CPU:
         return resident(host_bytes)
     now = look(device, ours)
     # Listed before it was started: that is somebody else, who has its number in another namespace.
-    is_ours = before is None or pid not in before.pids
-    process_bytes = gpu.process_bytes(device, pid) if is_ours else None
+    own = pids if before is None else pids - before.pids
+    held = [found for pid in own if (found := gpu.process_bytes(device, pid)) is not None]
+    process_bytes = sum(held) if held else None
     fell, disturbed = None, True
     if before is not None and now is not None and before.free_bytes is not None and now.free_bytes is not None:
         fell = before.free_bytes - now.free_bytes
-        disturbed = not alone or was_disturbed(before.others, now.others, listed=is_ours and pid in now.pids)
+        disturbed = not alone or was_disturbed(before.others, now.others, listed=not own.isdisjoint(now.pids))
     return believe(
         Measurement(
             process_bytes=process_bytes,

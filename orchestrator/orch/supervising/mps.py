@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -131,11 +131,14 @@ class Mps:
             else:
                 return
 
-    def is_attached(self, pid: int) -> bool:
-        """Whether a worker is a client of our server. One that missed the pipe would run in turns, and say nothing."""
+    def is_attached(self, pids: Collection[int]) -> bool:
+        """Whether a worker is a client of our server. One that missed the pipe would run in turns, and say nothing.
+
+        pids: of its processes.
+        """
         try:
             for server in self._servers():
-                if pid in numbers(self._ask(f"get_client_list {server}")):
+                if not set(pids).isdisjoint(numbers(self._ask(f"get_client_list {server}"))):
                     self._watch_server(server)
                     return True
         except UNANSWERED:
@@ -149,11 +152,16 @@ class Mps:
         except UNANSWERED:
             return True
 
-    def terminate_client(self, pid: int) -> None:
-        """Take a client off the GPU before it is killed: a SIGKILL amid its kernels may wedge the server."""
+    def terminate_client(self, pids: Collection[int]) -> None:
+        """Take a client off the GPU before it is killed: a SIGKILL amid its kernels may wedge the server.
+
+        pids: of the processes of a worker, some of which are clients.
+        """
         try:
             for server in self._servers():
-                self._ask(f"terminate_client {server} {pid}")
+                clients = pids if len(pids) == 1 else {*pids} & {*numbers(self._ask(f"get_client_list {server}"))}
+                for pid in clients:
+                    self._ask(f"terminate_client {server} {pid}")
         except UNANSWERED:
             pass  # then the SIGKILL has to do
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.handlers
 from collections.abc import Callable
@@ -37,9 +38,10 @@ class LogFiles:
             ) from err
 
     def write(self, name: str, line: str) -> None:
-        """Append a line with the time."""
+        """Append a line with the time. What no file can be opened for is in no file."""
         record = logging.LogRecord(name, logging.INFO, "", 0, "%s", (line,), None)
-        self._handler(name).handle(record)
+        with contextlib.suppress(OSError):
+            self._handler(name).handle(record)
 
     def _handler(self, name: str) -> logging.handlers.RotatingFileHandler:
         handler = self._handlers.get(name)

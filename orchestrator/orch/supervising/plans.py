@@ -164,6 +164,8 @@ class Plans:
     def _key_of(self, kind: str) -> str | None:
         """What a footprint depends on; None: nothing can be remembered of this target."""
         config = self._config
+        if config.command:  # of which nobody knows what files it reads
+            return None
         return remembered.key_of(
             config.target,
             settings=config.set,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from orch.link import pair
@@ -69,23 +70,49 @@ class Child:
         os.close(self.pidfd)
 
 
-def marked(variable: str, value: str, proc: Path = Path("/proc")) -> Iterator[int]:
-    """Pids of this user's processes that were started with `variable=value` in their environment."""
-    needle = f"{variable}={value}".encode()
-    for entry in proc.iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
+def marks(variable: str, proc: Path = Path("/proc")) -> dict[str, set[int]]:
+    """Pids of this user's processes by the value that each was started with of `variable` in its environment.
+
+    Nothing is found while no descriptor is left to look with: whoever asks looks again.
+    """
+    needle = f"{variable}=".encode()
+    found: dict[str, set[int]] = {}
+    try:
+        entries = list(proc.iterdir())
+    except OSError:
+        return found
+    for entry in entries:
+        if entry.name.isdigit():
             try:
                 environ = (entry / "environ").read_bytes()
             except OSError:  # gone meanwhile, or another user's
                 continue
-            if needle in environ.split(b"\0"):
-                yield int(entry.name)
+            for line in environ.split(b"\0"):
+                if line.startswith(needle):
+                    found.setdefault(os.fsdecode(line[len(needle) :]), set()).add(int(entry.name))
+    return found
+
+
+def session(leader: int, proc: Path = Path("/proc")) -> set[int]:
+    """Pids of a session's processes. A program that writes its title over its environment has lost its marks."""
+    found = set()
+    with contextlib.suppress(OSError):  # no descriptor is left to look with
+        for entry in proc.iterdir():
+            with contextlib.suppress(OSError):  # gone meanwhile
+                if entry.name.isdigit() and os.getsid(int(entry.name)) == leader:
+                    found.add(int(entry.name))
+    return found
 
 
 def kill_marked(variable: str, value: str) -> int:
     """SIGKILL every process so marked; how many there were."""
+    return kill_all(marks(variable).get(value, set()) - {os.getpid()})
+
+
+def kill_all(pids: Iterable[int]) -> int:
+    """SIGKILL these; how many there were."""
     killed = 0
-    for pid in marked(variable, value):
+    for pid in pids:
         try:
             os.kill(pid, signal.SIGKILL)
             killed += 1

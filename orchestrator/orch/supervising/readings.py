@@ -79,6 +79,12 @@ class Readings:
         return found
 
 
+def cpu_s(pid: int) -> float:
+    """Seconds of a core that a process has used since its start; 0 once it is gone."""
+    found = _read_process(pid)
+    return found.cpu_s if found is not None else 0.0
+
+
 def _read_process(pid: int) -> ProcessReading | None:
     try:
         process = psutil.Process(pid)

@@ -77,7 +77,8 @@ class Rung(enum.IntEnum):
 class Death:
     """How a process ended. exit_code: as of `Popen.returncode`, negative for a signal. hung: we killed it for that.
 
-    answered: it had finished at least one batch. elsewhere: what began outside of it and took it along.
+    answered: it had finished at least one batch. elsewhere: what began outside of it and took it along. note: what it
+    had last done while it was loading.
     """
 
     exit_code: int
@@ -85,6 +86,7 @@ class Death:
     hung: bool = False
     message: str = ""
     elsewhere: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +212,8 @@ class Replica:
         code = Exit.MODEL_LOAD if timed_out else death.exit_code if self.ready_at is None else Exit.BUG
         self.last_exit_code = code
         delay_s = restart.delay_s(self.flaps, code, is_last=is_last, jitter=jitter)
-        why = death.message or (f"not READY within {self.load_timeout_s:g} s" if timed_out else blame.text)
+        late = f"not READY within {self.load_timeout_s:g} s" + (f": {death.note}" if death.note else "")
+        why = death.message or (late if timed_out else blame.text)
         if delay_s is None:
             self._enter(State.QUARANTINED, why, now)
         else:

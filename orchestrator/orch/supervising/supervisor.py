@@ -17,25 +17,30 @@ from orch.errors import ConfigError, Exit, NotRunning, OrchError, StartFailed
 from orch.link import Message
 from orch.planning import gpu
 from orch.planning.footprint import Footprint
-from orch.planning.host import read_host
-from orch.supervising import control, mps, status
+from orch.supervising import balancer, control, mps
 from orch.supervising.balancer import Balancer
+from orch.supervising.commands import launcher_for
 from orch.supervising.events import Event, Recent
 from orch.supervising.fleet import Fleet
-from orch.supervising.gateway import Gateways, open_listeners, settings_of
+from orch.supervising.gateway import Gateways, settings_of
 from orch.supervising.gpulock import GpuLocks
 from orch.supervising.history import History
+from orch.supervising.launch import spec_of
+from orch.supervising.listeners import open_listeners
 from orch.supervising.output import LogFiles
 from orch.supervising.plans import Plans
 from orch.supervising.process import base_environ
+from orch.supervising.proxies import Proxies, Watchers, gateways_as_servers
+from orch.supervising.proxy_writer import ProxyWriter
 from orch.supervising.reactor import Reactor
 from orch.supervising.readings import Readings
-from orch.supervising.replica import Blame, Replica, State
+from orch.supervising.replica import Blame, Replica
 from orch.supervising.roster import Roster
 from orch.supervising.search import Search
+from orch.supervising.service import Service
 from orch.supervising.sharing import Sharing
+from orch.supervising.status import Instance
 from orch.supervising.warden import Warden
-from orch.version import __version__
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # A status waits this long for the balancer's figures, then goes without them.
@@ -51,8 +56,6 @@ NOBODY = 0
 BALANCER_HUNG_S = 10.0
 # Deaths of a balancer that never listened, after which the instance counts as unable to start.
 BALANCER_ATTEMPTS = 5
-# The arena is at most this part of the host's memory, or of the control group's.
-MEMORY_SHARE = 8
 
 Report = Callable[[Event], None]
 
@@ -73,16 +76,15 @@ class Supervisor:
         self._show = report
         self._clock = clock
         self._started_at = time.time()
-        self._model = config.target.rpartition(":")[2]
+        self._model = config.title
         self._failure: OrchError | None = None
-        self._bound = False  # the balancer listens
+        self._bound = bool(config.command)  # the balancer listens, or there is none
         self._stopping = False
         self._replicas_stopping = False
         self._drain_until: float | None = None
         self._done = False
         self._unanswered = 0
         self._stats: Message = {}
-        self._readings = Readings(clock)
         self._recent, self._history = Recent(), History()
         self._asking: dict[int, tuple[control.Caller, bool, float]] = {}  # callers of status, by request number
         self._num_asked = 0
@@ -99,12 +101,18 @@ class Supervisor:
             OrchError: the instance could not be started; everything it had started is gone again.
         """
         with Reactor(STOP_SIGNALS) as self._reactor, gpu.session(), ExitStack() as cleanup:
-            self._open(cleanup)
-            while not self._done:
-                self._reactor.wait(self._timeout_s())
-                self._tick(self._clock())
-        if self._failure is not None:
-            raise self._failure
+            self._service = Service(os.environ)
+            cleanup.callback(self._service.close)
+            try:
+                self._open(cleanup)
+                while not self._done:
+                    self._reactor.wait(self._timeout_s())
+                    self._tick(self._clock())
+                if self._failure is not None:
+                    raise self._failure
+            except OrchError as err:
+                self._service.failed(err)
+                raise
         return Exit.DRAIN_INCOMPLETE if self._unanswered or self._drain_overdue else Exit.OK
 
     def _open(self, cleanup: ExitStack) -> None:
@@ -115,7 +123,7 @@ class Supervisor:
         cleanup.callback(self._logs.close)
         files = runtime.RuntimeDir(config.name)
         cleanup.callback(files.remove)
-        self._listeners, told = open_listeners(config)
+        self._listeners, told = open_listeners(config, files.path)
         if self._listeners is not None:
             cleanup.callback(self._listeners.close)
         if told:
@@ -140,16 +148,43 @@ class Supervisor:
         self._sharing.start(must=True)
         self._plans.share(self._sharing.max_clients)
         self.report(self._plans.event())
-        self._fleet = Fleet(config, self._worker_spec(), pages_fd, environ, self._reactor, self, self._clock)
+        launcher = launcher_for(config, spec_of(config, files.path, self._samples), pages_fd, environ)
+        self._fleet = Fleet(config, launcher, self._reactor, self, self._clock)
         self._fleet.device_names, self._fleet.mps = self._plans.gpu_names, self._sharing.mps
         self._environ = environ
         self._roster = Roster(config, self._plans, self._fleet, locks, self, self._search)
         cleanup.callback(self._roster.close)
-        self._balancer = Balancer(self._balancer_settings(), pages_fd, environ, self._reactor, self, self._clock)
+        public = {key: value for key, value in config.to_json().items() if key not in ("env", "set")}
+        self._watchers = Watchers("command" if config.command else "model", self._clock, public)
+        self._balancer = self._new_balancer(pages_fd)
         settings: dict[str, Any] = {}
         if self._listeners is not None:
             settings = settings_of(config, self._listeners, self._endpoint, str(files.path / runtime.CONTROL))
         self._gateways = Gateways(settings, self._listeners, environ, self._reactor, self, self._clock)
+        socket_path = files.path / runtime.CONTROL
+        self._proxy_writer = ProxyWriter(config, socket_path, environ, self._reactor, self, self._clock)
+        cleanup.callback(self._proxy_writer.stop)
+        self._instance = Instance(
+            config,
+            self._endpoint,
+            self._logs.directory,
+            self._started_at,
+            self._plans,
+            self._fleet,
+            self._roster,
+            self._balancer,
+            self._gateways,
+            self._sharing,
+            self._watchers,
+            Readings(self._clock),
+        )
+
+    def _new_balancer(self, pages_fd: int) -> Balancer | Proxies:
+        """Of a model; before a command there are proxies, which others run."""
+        if self._config.command:
+            return Proxies(self._fleet, self._watchers, self, self._clock)
+        settings = balancer.settings_of(self._config, self._directory, pinned_memory=bool(self._plans.gpu_names))
+        return Balancer(settings, pages_fd, self._environ, self._reactor, self, self._clock)
 
     def _search(self, roster: Roster) -> Search:
         """For `--replicas best`, once replica 0 is measured."""
@@ -167,40 +202,12 @@ class Supervisor:
             self._sharing.start(must=False)
         self._fleet.mps = self._sharing.mps
 
-    def _worker_spec(self) -> dict[str, Any]:
-        config = self._config
-        return {
-            "path": runtime.back_path(Path(self._directory)),
-            "target": config.target,
-            "model": self._model,
-            "max_batch_size": config.max_batch_size,
-            "max_batch_wait_s": config.max_batch_wait_s,
-            "settings": dict(config.set),
-            "samples": self._samples,
-        }
-
-    def _balancer_settings(self) -> dict[str, Any]:
-        config = self._config
-        return {
-            "front": [self._endpoint, *([config.listen] if config.listen else [])],
-            "back": runtime.back_path(Path(self._directory)),
-            "models": [self._model],
-            "queue_limit": config.queue_limit,
-            "queue_bytes": config.queue_bytes,
-            "client_queue_limit": config.client_queue_limit,
-            "max_attempts": config.max_attempts,
-            "max_payload_bytes": config.max_payload_bytes,
-            "arena": str(Path(self._directory) / runtime.ARENA),
-            "shared_memory_bytes": min(config.shared_memory_bytes, read_host().memory_total_bytes // MEMORY_SHARE),
-            "pinned_memory": bool(self._plans.gpu_names),
-        }
-
     @property
     def _endpoint(self) -> str:
         return runtime.front_endpoint(Path(self._directory))
 
     def _timeout_s(self) -> float | None:
-        parts = (self._fleet, self._balancer, self._roster, self._gateways)
+        parts = (self._fleet, self._balancer, self._roster, self._gateways, self._service, self._proxy_writer)
         times = [*(each.next_deadline() for each in parts), self._drain_until]
         times += [at for *_, at in self._asking.values()]
         if self._roster.waits_for_gpus:
@@ -214,6 +221,8 @@ class Supervisor:
         if self._drain_until is not None and now >= self._drain_until:
             self.report(Event("warning", "the drain deadline passed with requests unanswered"))
             self._drain_overdue = True
+            if isinstance(self._balancer, Proxies):
+                self._unanswered = self._balancer.num_busy
             self._stop_replicas()
         if self._bound and not self._stopping:
             self._roster.tick(now)
@@ -221,8 +230,15 @@ class Supervisor:
         if not self._stopping:
             self._roster.check()
         self._balancer.tick(now)
-        self._gateways.send_models([self._model_facts()])
+        self._gateways.send_models([self._instance.model_facts(stopping=self._stopping)])
         self._gateways.tick(now)
+        self._proxy_writer.tick(now)
+        if not self._config.command:
+            draining = self._stopping and not self._gateways.outlived
+            self._watchers.set(gateways_as_servers(self._gateways.facts, draining=draining))
+        if self._service.asks(now):
+            self._balancer.send(do="stats", seq=NOBODY)
+        self._service.tick(now, self._roster, self._fleet, self._stats, self._drain_until, stopping=self._stopping)
         for number, (caller, recent, at) in list(self._asking.items()):
             if now >= at:
                 del self._asking[number]
@@ -258,8 +274,11 @@ class Supervisor:
         """Tell the user."""
         count = f"{num_ready} replica{'s' if num_ready > 1 else ''}"
         took_s = time.time() - self._started_at
-        text = f"{self._config.name} serves {self._model} with {count} at {self._endpoint} (after {took_s:.1f} s)"
+        addresses = self._balancer.addresses if isinstance(self._balancer, Proxies) else []
+        where = ", ".join(addresses) or self._endpoint
+        text = f"{self._config.name} serves {self._model} with {count} at {where} (after {took_s:.1f} s)"
         facts = {"endpoint": self._endpoint, "replicas": num_ready, "http": self._gateways.url}
+        facts |= {"servers": [f"http://{each}{self._config.health or '/'}" for each in addresses]}
         facts |= {"model": self._model, "declares": bool(self._fleet.declared.get("inputs"))}
         self.report(Event("ready", text, data=facts))
 
@@ -318,8 +337,10 @@ class Supervisor:
             if code == Exit.BAD_CONFIG:
                 self.failed(StartFailed(replica.reason, Exit.BAD_CONFIG))
             elif replica.flaps >= START_ATTEMPTS:
-                text = f"{self._config.target} could not be started: {replica.reason} (log: {self._logs.directory})"
-                self.failed(StartFailed(text, Exit(code) if code == Exit.OUT_OF_MEMORY else Exit.MODEL_LOAD))
+                what = self._config.target or self._model
+                text = f"{what} could not be started: {replica.reason} (log: {self._logs.directory})"
+                told = code == Exit.OUT_OF_MEMORY or (code == Exit.ADDRESS_IN_USE and self._config.command)
+                self.failed(StartFailed(text, Exit(code) if told else Exit.MODEL_LOAD))
 
     def balancer_said(self, message: Message) -> None:
         """One message of the balancer."""
@@ -342,6 +363,7 @@ class Supervisor:
             case "stats":
                 self._stats = message
                 self._unanswered_since = None
+                self._service.answered(self._clock())
                 self._fleet.look_for_stalls(message["workers"])
                 self._history.note(message, self._clock())
                 caller, recent, _ = self._asking.pop(message["seq"], (None, False, 0.0))
@@ -379,7 +401,9 @@ class Supervisor:
     # --- stopping ------------------------------------------------------------------------------------------------
 
     def _stop_signal(self, number: int) -> None:
-        if not self._stopping:
+        if self._service.reloads(number):
+            self._reload()
+        elif not self._stopping:
             self._stop(f"{signal.Signals(number).name}: finishing what is accepted", None)
         elif not self._replicas_stopping:
             self.report(Event("warning", "asked again: not waiting for the queue"))
@@ -396,8 +420,7 @@ class Supervisor:
         timeout_s = self._config.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
         self._drain_until = self._clock() + timeout_s
         self.report(Event("drain", f"{why} (at most {timeout_s:g} s)", data={"timeout_s": timeout_s}))
-        self._balancer.drain()
-        self._gateways.drain()
+        self._gateways.drain(self._balancer.drain)
 
     def _stop_replicas(self) -> None:
         if self._replicas_stopping:
@@ -416,7 +439,7 @@ class Supervisor:
 
     def _finish(self) -> None:
         self._done = True
-        facts = {"unanswered": self._unanswered, "queue": status.queue_facts(self._stats)}
+        facts = {"unanswered": self._unanswered, "queue": self._instance.queue_facts(self._stats)}
         for caller in self._leavers:
             caller.answer(**facts)
         if self._failure is None:
@@ -431,10 +454,18 @@ class Supervisor:
                 self._num_asked += 1
                 self._asking[self._num_asked] = (caller, bool(arguments.get("recent")), self._clock() + STATS_S)
                 self._balancer.send(do="stats", seq=self._num_asked)
+            case "servers":
+                self._watchers.ask(caller, arguments)
+            case "applied":
+                self._watchers.applied(caller, arguments)
             case "scale":
                 caller.answer(**self._scale(arguments.get("replicas")))
             case "restart":
-                caller.answer(**self._restart(arguments.get("replica")))
+                restarting = self._restart(arguments.get("replica"))
+                if arguments.get("wait"):
+                    self._service.restarts(caller)
+                else:
+                    caller.answer(**restarting)
             case "down":
                 timeout_s = arguments.get("drain_timeout_s")
                 if timeout_s is not None:
@@ -461,7 +492,16 @@ class Supervisor:
             raise NotRunning(f"{self._config.name} is {self._state()}; nothing is restarted any more")
         chosen = [replica_id] if replica_id is not None else list(self._fleet.replicas)
         self._roster.rolling.ask(chosen)
+        if replica_id is None:
+            self._service.restarts()
         return {"restarting": chosen, "text": f"restarting {', then '.join(chosen)}; see orch status"}
+
+    def _reload(self) -> None:
+        """As a service manager asks for it: it hears of the end, and whoever reads the log of a refusal."""
+        try:
+            self.report(Event("restart", f"SIGHUP: {self._restart(None)['text']}"))
+        except OrchError as err:
+            self.report(Event("warning", f"SIGHUP: {err}"))
 
     def _refuse_while_searching(self, what: str) -> None:
         if self._roster.search is not None:
@@ -469,63 +509,11 @@ class Supervisor:
             raise NotRunning(f"{self._config.name} {text} {what} meanwhile (orch status shows when it is READY)")
 
     def _state(self) -> str:
-        if self._stopping:
-            return "DRAINING"
-        if not self._roster.served:
-            return "STARTING"
-        return "READY" if len(self._fleet.in_state(State.READY)) == len(self._fleet.replicas) else "DEGRADED"
-
-    def _model_facts(self) -> Message:
-        """The model as the gateways know it. reason: why it does not serve now; accepts: requests may wait for it."""
-        ever_ready = self._roster.ever_ready
-        if self._stopping:
-            reason = "stopping"
-        elif not ever_ready:
-            reason = "starting"
-        else:
-            reason = "" if self._fleet.in_state(State.READY) else "without a worker, until one is started again"
-        declared = self._fleet.declared
-        return {
-            "name": self._model,
-            "reason": reason,
-            "accepts": ever_ready,
-            "max_batch_size": declared.get("max_batch_size", 1),
-            "max_batch_wait_s": self._config.max_batch_wait_s or 0.0,
-            "inputs": declared.get("inputs", ()),
-            "outputs": declared.get("outputs", ()),
-            "streams": declared.get("streams", False),
-        }
+        return self._instance.state(stopping=self._stopping)
 
     def _status(self, *, recent: bool = False) -> dict[str, Any]:
         """All there is to tell. recent: with the latest events and the history of the last minutes."""
-        now = self._clock()
-        latest = {"events": self._recent.facts, "history": self._history.facts(now)} if recent else {}
-        return {
-            "name": self._config.name,
-            "version": __version__,
-            "state": self._state(),
-            "endpoint": self._endpoint,
-            "listen": self._config.listen,
-            "http": self._gateways.url,
-            "grpc": self._config.grpc if self._config.grpc != "off" else None,
-            "gateways": self._gateways.facts,
-            "model": self._model,
-            "target": self._config.target,
-            "pid": os.getpid(),
-            "started_at": self._started_at,
-            "uptime_s": time.time() - self._started_at,
-            "plan": status.plan_facts(self._plans.plan),
-            "mps": self._sharing.facts,
-            "host": status.host_facts(self._readings),
-            "gpus": status.gpu_facts(self._plans, self._fleet, self._readings, on=self._sharing.mps is not None),
-            "search": self._roster.search_facts,
-            "balancer": {"pid": self._balancer.pid, "restarts": self._balancer.restarts},
-            "settled": self._roster.settled,
-            "replicas": status.replica_facts(self._fleet, self._stats, self._readings, now),
-            "queue": status.queue_facts(self._stats),
-            "latency": self._stats.get("latency", {}),
-            "batch_rows": self._stats.get("batch_rows", {}),
-            "arena": self._stats.get("arena", {}),
-            "logs": str(self._logs.directory),
-            **latest,
-        }
+        latest: dict[str, Any] = {}
+        if recent:
+            latest = {"events": self._recent.facts, "history": self._history.facts(self._clock())}
+        return {**self._instance.facts(self._stats, self._clock(), stopping=self._stopping), **latest}
