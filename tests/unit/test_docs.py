@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import shlex
 import struct
 import tomllib
 from collections.abc import Iterator
@@ -23,7 +25,8 @@ from orch_cli.main import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-ARCHITECTURE, WIRE, OPERATIONS = (ROOT / "docs" / f"{name}.md" for name in ("architecture", "wire", "operations"))
+DOCS = ("architecture", "wire", "operations", "deploy")
+ARCHITECTURE, WIRE, OPERATIONS, DEPLOY = (ROOT / "docs" / f"{name}.md" for name in DOCS)
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 MAX_README_LINES = 150
 
@@ -32,7 +35,7 @@ SPAN = re.compile(r"`([^`\n]+)`")
 # `orch scale`, but not `from orch import Client`; a word in capitals or an option is no command.
 CALL = re.compile(r"(?<![\w./-])(?<!from )(?:\.venv/bin/)?orch ([a-z][a-z-]*)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*|(?<![\w-])-[a-z]\b")
-OUR_PATH = re.compile(r"\b(?:orchestrator|worker|balancer|tests|examples|benchmarks|docs)/[\w./-]*")
+OUR_PATH = re.compile(r"\b(?:orchestrator|worker|balancer|deploy|tests|examples|benchmarks|docs)/[\w./-]*")
 
 
 def rows(page: Path, heading: str) -> list[list[str]]:
@@ -71,11 +74,31 @@ def options_of(name: str) -> frozenset[str]:
     """The options of one command, and of the commands below it."""
     command = main.get_command(click.Context(main), name)
     assert command is not None, name
-    family = [command, *getattr(command, "commands", {}).values()]
-    return frozenset(option for each in family for parameter in each.params for option in parameter.opts) | {
-        "--help",
-        "-h",
-    }
+    opts = [parameter.opts + parameter.secondary_opts for each in family(command) for parameter in each.params]
+    return frozenset(option for each in opts for option in each) | {"--help", "-h"}
+
+
+def family(command: click.Command) -> Iterator[click.Command]:
+    """A command, and those below it."""
+    yield command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from family(below)
+
+
+def typed(page: Path) -> Iterator[list[str]]:
+    """Every call of orch behind a prompt: the words after `orch`, without what a shell makes of the rest."""
+    for language, block in FENCE.findall(page.read_text()):
+        lines = block.splitlines() if language == "console" else ()
+        for line in (line[2:] for line in lines if line.startswith(("$ ", "# "))):
+            for piece in re.split(r"&&|\|", line):
+                words = shlex.split(piece, comments=True)
+                words = list(itertools.dropwhile(lambda word: re.fullmatch(r"[A-Z_]+=\S*", word) is not None, words))
+                if words and Path(words[0]).name == "orch":
+                    yield words[1:]
 
 
 def anchor(title: str) -> str:
@@ -177,6 +200,31 @@ def test_every_option_named_exists(page: Path) -> None:
     assert [slip for slip in slips if slip[1]] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_typed_can_be_read(page: Path) -> None:
+    """By click, to its last word: the command is there, as are its options, and none is missing."""
+    for words in typed(page):
+        command: click.Command = main
+        rest = words
+        while isinstance(command, click.Group):
+            assert rest, words
+            below = command.get_command(click.Context(command), rest[0])
+            assert below is not None, words
+            command, rest = below, rest[1:]
+        command.make_context(str(command.name), list(rest))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_group_exists(page: Path) -> None:
+    """`orch deploy` and `orch keys` have others below them, and the pages name no other."""
+    text = "\n".join(fragments(page))
+    for name in ("deploy", "keys"):
+        group = main.get_command(click.Context(main), name)
+        assert isinstance(group, click.Group)
+        named = set(re.findall(rf"(?<![\w/.-])orch {name} +([a-z]+)", text))
+        assert named <= set(group.list_commands(click.Context(group)))
+
+
 def test_every_command_is_named_somewhere() -> None:
     """The pages leave no command out."""
     assert {name for page in PAGES for name, _ in calls(page)} >= set(COMMANDS)
@@ -188,7 +236,7 @@ def test_every_setting_of_the_example_and_every_variable_exists() -> None:
     example: dict[str, Any] = tomllib.loads(blocks["toml"])
     assert resolve(file=example).config.to_json()["name"] == example["name"]
     known = OTHER_VARIABLES | {setting.variable for setting in SETTINGS.values()}
-    for page in (README, ARCHITECTURE, OPERATIONS):
+    for page in (README, ARCHITECTURE, OPERATIONS, DEPLOY):
         assert set(re.findall(r"\bORCH_[A-Z_]*[A-Z]\b", page.read_text())) <= known, page.name
 
 
@@ -200,7 +248,7 @@ def test_every_path_and_link_leads_somewhere(page: Path) -> None:
         assert (ROOT / path.rstrip(".")).exists(), path
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         name, _, fragment = link.partition("#")
-        target = page.parent / name
+        target = page.parent / name if name else page
         assert target.is_file(), link
         headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
         assert not fragment or fragment in map(anchor, headings), link
