@@ -120,8 +120,11 @@ class Leases:
         return lease
 
     def wrote(self, lease: Lease, process: Process, body: bytes) -> bool:
-        """The result is there, and the client's to read. False: the descriptor says something else."""
-        place = chunk.read_place(body)
+        """The result is there, and the client's to read. False: the descriptor says something else, or is none."""
+        try:
+            place = chunk.read_place(body)
+        except RemoteProtocolError:  # of this answer alone, amid others that are to be counted
+            return False
         if place.lease != lease.chunk.lease or not _inside(place, lease):
             return False
         lease.held = True

@@ -147,6 +147,7 @@ class Connection(asyncio.BufferedProtocol):
         site, reading = self._site, self._reading
         while True:
             request, keep_alive = await self._next
+            self._next = self._loop.create_future()  # the other one refers to the request, and so to its body
             try:
                 response = await site.handle(request)
                 keep_alive = keep_alive and not site.draining and not reading.is_over
@@ -155,6 +156,8 @@ class Connection(asyncio.BufferedProtocol):
                 else:
                     num_bytes = await self._send_parts(request, response, response.parts, keep_alive=keep_alive)
                 site.answered(request, response, num_bytes)
+            except asyncio.CancelledError:  # the client has left; a task keeps what it ends with, and so the body
+                return
             except Exception:  # a part of a stream could not be made: the client must not take it for the end
                 log.exception("an answer to %s %s broke off", request.method, request.path)
                 self._transport.abort()
@@ -168,7 +171,6 @@ class Connection(asyncio.BufferedProtocol):
             now = time.monotonic()
             self._idle_until = now + site.keep_alive_s
             reading.restart_clock(now)
-            self._next = self._loop.create_future()
             self._go_on()
         self._closing = True
         self._transport.close()

@@ -76,10 +76,12 @@ class Key(NamedTuple):
 def paced(due_at: float, rate: float, now: float) -> tuple[float, float]:
     """Count one request of a key: when its next one is due, and seconds until one may come, 0 if this one may.
 
-    due_at: what was said of the last one, or any time that has passed. A request may come before it is due, by what
-    the rate gives in BURST_S.
+    due_at: what was said of the last one, or any time that has passed; what no request at this rate can have led to,
+    because the rate was lower or the clock has begun anew, holds up nobody. A request may come before it is due, by
+    what the rate gives in BURST_S.
     """
     ahead_s = max(0.0, BURST_S - 1 / rate)
+    due_at = min(due_at, now + ahead_s + 1 / rate)
     if due_at - now > ahead_s:
         return due_at, due_at - now - ahead_s
     return max(due_at, now) + 1 / rate, 0.0

@@ -91,7 +91,7 @@ class CallFuture(Future[Any]):
         """The answer. Ignored if the call was cancelled at the same moment."""
         self._client = None
         with self._lock:
-            if self._state != PENDING:
+            if self._state in DONE:
                 return
             self._result, self._exception = value, error
             self._state = FINISHED

@@ -103,7 +103,9 @@ def encode(payload: Any) -> tuple[bytes, tuple[Any, ...]]:
         TypeError: something in the tree cannot travel; the message says what, and where in the tree.
     """
     kind = type(payload)
-    if (kind is bytes or kind is memoryview) and len(payload) >= FRAME_BYTES:  # a view of bytes stands for them
+    # A view of bytes stands for them; one with gaps is refused below, as a small one is.
+    size = len(payload) if kind is bytes else payload.nbytes if kind is memoryview and payload.c_contiguous else 0
+    if size >= FRAME_BYTES:
         return _pointer(BYTES, 0), (memoryview(payload),)
     frames: Frames = []
     try:

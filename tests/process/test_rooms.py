@@ -133,13 +133,15 @@ def test_slow_clients_leave_the_memory_to_others(place: Place) -> None:
 
 
 def test_a_client_that_leaves_amid_its_body_leaves_nothing(place: Place) -> None:
-    """Nor does one whose request is refused."""
-    instance = place.up("pictures.py:Pictures", http=True)
+    """Nor does one whose request is refused, nor one that leaves before the answer, or with it."""
+    instance = place.up("pictures.py:Pictures", "--set=seconds=0.02", http=True)
     with Web(instance.url) as web:
         for value in range(8):
             connections = [begun(web, value, 50_000 * i) for i in range(1, 9)]
+            connections.append(begun(web, value, NUM_BYTES))
             assert web.post(PATH, body(value)[8:], inference_header_content_length="0").status == 400
             assert web.post(PATH, body(value), inference_header_content_length="0").status == 200
+            assert web.post(PATH, body(value), inference_header_content_length="0", connection="close").status == 200
             assert web.post(PATH, body(-1), inference_header_content_length="0").status == 500
             for each in connections:
                 each.close()

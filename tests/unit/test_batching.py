@@ -222,6 +222,22 @@ def test_who_does_not_ask_again_is_waited_for_no_longer_than_the_model_allows() 
     assert batcher.wait_s(2.103) == 0.0
 
 
+def test_one_client_alone_waits_for_nobody() -> None:
+    """However uneven its batches: what comes next is its own next request, which comes after the answer."""
+    batcher = Batcher(8, 0.01)
+    now, waited_s = 0.0, 0.0
+    for turn in range(1_000):
+        arrive(batcher, now, "x")
+        wait_s = batcher.wait_s(now) or 0.0
+        batcher.take()
+        took_s = 0.1 if turn % 10 == 9 else 0.01
+        now += wait_s + took_s
+        batcher.ran(1, took_s, now)
+        waited_s += wait_s
+        now += 0.0005
+    assert waited_s < 0.01
+
+
 def test_a_model_that_never_waits_never_waits() -> None:
     """max_batch_wait = 0 is a promise."""
     batcher = a_batcher(max_wait_s=0.0, fixed_s=10.0)

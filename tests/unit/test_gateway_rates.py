@@ -27,6 +27,14 @@ def test_no_more_come_than_the_rate_and_one_burst(rate: float, gaps_s: list[floa
             assert paced(due_at, rate, now + wait_s + 1e-6)[1] == 0
 
 
+@pytest.mark.parametrize("rate", [0.5, 100.0])
+def test_who_was_slower_before_waits_no_longer_than_its_rate_says(rate: float) -> None:
+    """A key whose rate was raised; a file that was left by a host with a longer uptime."""
+    due_at, wait_s = paced(1_000_000.0, rate, 5.0)
+    assert wait_s == pytest.approx(1 / rate)
+    assert paced(due_at, rate, 5.001 + wait_s)[1] == 0
+
+
 def test_several_gateways_count_together(tmp_path: Path) -> None:
     """Each key by itself, and one that starts anew gives nothing extra."""
     one, other = SharedPaces(tmp_path / "rates"), SharedPaces(tmp_path / "rates")

@@ -145,6 +145,7 @@ def test_a_result_is_its_clients_until_it_is_returned() -> None:
     assert result is not None
     assert unused is not None
     assert not leases.wrote(unused, R0, body(result.chunk))
+    assert not leases.wrote(unused, R0, b"no descriptor")
     leases.leave(unused, R0)
     assert leases.wrote(result, R0, body(result.chunk))
     assert leases.holds(A)

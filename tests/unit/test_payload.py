@@ -171,6 +171,13 @@ def test_a_view_of_bytes_travels_as_bytes(size: int) -> None:
     assert [memoryview(frame).obj is data for frame in frames] == [True] * (size >= FRAME_BYTES)
 
 
+@pytest.mark.parametrize("size", [10, FRAME_BYTES])
+def test_a_view_with_gaps_is_refused(size: int) -> None:
+    """Here, and not when it is sent, among others."""
+    with pytest.raises(TypeError, match="contiguous"):
+        payload.encode(memoryview(bytes(2 * size))[::2])
+
+
 # --- numpy ---------------------------------------------------------------------------------------------------------
 
 scalars = npst.scalar_dtypes() | npst.unicode_string_dtypes() | npst.byte_string_dtypes()

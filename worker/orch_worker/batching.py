@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-# One new measurement moves the expected gap by this much.
-GAP_GAIN = 0.1
-# A past batch counts this much less with every newer one when its cost is fitted.
+# A past batch counts this much less with every newer one when its cost is fitted, and a past gap when one is expected.
+# The gaps of one client alone are its batches' times and more: were the two forgotten at different rates, uneven
+# batches would have it wait for nobody.
 FORGET = 0.95
 # Row counts whose variance is below this were all the same.
 SAME_SIZE = 1e-9
@@ -58,8 +58,19 @@ class BatchCost:
         return min(mean_y, max(0.0, mean_y - slope * mean_x))
 
 
-def _learned(expected_s: float | None, seen_s: float) -> float:
-    return seen_s if expected_s is None else expected_s + GAP_GAIN * (seen_s - expected_s)
+class Gap:
+    """Seconds that something takes to come: the mean of recent times, None before the first."""
+
+    __slots__ = ("_weight", "mean_s")
+
+    def __init__(self) -> None:
+        self._weight = 0.0
+        self.mean_s: float | None = None
+
+    def observe(self, seconds: float) -> None:
+        """It took so long."""
+        self._weight = FORGET * self._weight + 1
+        self.mean_s = seconds if self.mean_s is None else self.mean_s + (seconds - self.mean_s) / self._weight
 
 
 class Batcher:
@@ -71,8 +82,7 @@ class Batcher:
         self.cost = BatchCost()
         self._items: deque[Item] = deque()
         self._rows = 0
-        self._gap_s: float | None = None  # between two messages
-        self._return_s: float | None = None  # from a batch's answer to the next message
+        self._gap, self._return = Gap(), Gap()  # from one message to the next, and from a batch's answer
         self._last_arrival: float | None = None
         self._free_at: float | None = None  # when the last batch was answered; None: something has come since
 
@@ -95,17 +105,18 @@ class Batcher:
         return self._items[0].arrived_at
 
     def clear(self) -> None:
-        """Forget what has arrived, and nothing that was learned."""
+        """Forget what has arrived, and how often; what a batch costs stays."""
         self._items.clear()
         self._rows = 0
-        self._gap_s = self._return_s = self._last_arrival = self._free_at = None
+        self._gap, self._return = Gap(), Gap()
+        self._last_arrival = self._free_at = None
 
     def add(self, items: list[Item], now: float) -> None:
         """One message has arrived."""
         if self._last_arrival is not None:
-            self._gap_s = _learned(self._gap_s, now - self._last_arrival)
+            self._gap.observe(now - self._last_arrival)
         if self._free_at is not None:
-            self._return_s = _learned(self._return_s, now - self._free_at)
+            self._return.observe(now - self._free_at)
         self._last_arrival, self._free_at = now, None
         self._items.extend(items)
         for item in items:
@@ -132,9 +143,9 @@ class Batcher:
         if first.alone or self._rows >= self.max_batch_size:
             return 0.0
         # Those who were just answered may ask again; else somebody does, as often as before.
-        waits_since, since, expected_s = first.arrived_at, self._last_arrival, self._gap_s
+        waits_since, since, expected_s = first.arrived_at, self._last_arrival, self._gap.mean_s
         if self._free_at is not None:
-            waits_since, since, expected_s = max(first.arrived_at, self._free_at), self._free_at, self._return_s
+            waits_since, since, expected_s = max(first.arrived_at, self._free_at), self._free_at, self._return.mean_s
         if since is None or expected_s is None or expected_s * self._rows >= self.cost.fixed_s:
             return 0.0
         return max(0.0, min(waits_since + self.max_wait_s, since + PATIENCE * expected_s) - now)
