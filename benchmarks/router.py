@@ -16,8 +16,9 @@ from typing import Any
 
 from orch import payload, wire
 from orch.wire import Kind, Record
+from orch_balancer.admission import Limits
 from orch_balancer.outlet import Outlet
-from orch_balancer.router import Limits, Router
+from orch_balancer.router import Router
 
 BODY = payload.encode(b"0123456789abcdef" * 64)[0]
 REQUESTS = 3_000  # of one repeat

@@ -18,6 +18,7 @@ import zmq
 from orch import wire
 from orch.errors import Exit
 from orch.link import Link, Message
+from orch_balancer.admission import Limits
 from orch_balancer.back import Back, Expected
 from orch_balancer.front import Front
 from orch_balancer.handout import Handout
@@ -26,7 +27,7 @@ from orch_balancer.outlet import Outlet
 from orch_balancer.peers import Watch
 from orch_balancer.pool import Worker
 from orch_balancer.remote import Remote
-from orch_balancer.router import Cause, Limits, Router
+from orch_balancer.router import Cause, Router
 
 # How often a remote peer that does not read is tried again while something waits for it.
 RETRY_S = 0.005

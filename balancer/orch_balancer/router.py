@@ -22,7 +22,6 @@ from orch.wire import (
     FINAL,
     HEADER_BYTES,
     NO_DEADLINE,
-    AnyRecord,
     Flag,
     Kind,
     Packed,
@@ -36,32 +35,20 @@ from orch.wire import (
     repacked,
 )
 from orch_balancer import policy
+from orch_balancer.admission import NS, Held, Limits, refusal, refused
 from orch_balancer.deadlines import Deadlines
 from orch_balancer.entry import DISPATCHED, DONE, QUEUED, SUSPECT, Entry, Place, Session
 from orch_balancer.figures import Figures, observe_since_admission
 from orch_balancer.leases import Leases
 from orch_balancer.pool import Pool, Worker
 
-NS = 1_000_000_000
 # Looked up once: they are asked of every record.
 ARENA, STREAM, ERROR = Flag.ARENA, Flag.STREAM, int(Kind.ERROR)
-# A client that reconnects may bring back what it had in its window and what the balancer had answered meanwhile.
-RESEND_FACTOR = 2
 # A suspect that ran while its group fell this often is the killer. Once could be another's deed: ordinary requests run
 # on the group's other workers meanwhile.
 MAX_GROUP_STRIKES = 2
 # Requests ended in one pass because their deadlines have passed: a crowd of them keeps the loop no longer than that.
 MAX_EXPIRED = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What is admitted: requests queued in all, bytes of all that is admitted, requests of one client, attempts."""
-
-    queue: int
-    num_bytes: int
-    per_client: int
-    max_attempts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +157,12 @@ class Router:
                 if not has_room or deadline_ns or model >= num_models or self.num_bytes + num_bytes > limits.num_bytes:
                     self._queue(taken)
                     taken = []
-                    refusal = self._refusal(session, Received(*request), num_bytes, now)
-                    if refusal is not None:
+                    held = Held(self.admitting, self.num_queued, self.num_bytes)
+                    asked = Received(*request)
+                    error = refusal(asked, num_bytes, session, self.pools, held, limits, now)
+                    if error is not None:
                         self.counts.rejected += 1
-                        refusals.append(refusal)
+                        refusals.append(refused(asked, error))
                         continue
                 entry = Entry(
                     session, request_id, raw, frames, flags, model, deadline_ns, rows, priority, num_bytes, now
@@ -340,67 +329,6 @@ class Router:
         return made
 
     # --- inside --------------------------------------------------------------------------------------------------
-
-    def _refusal(self, session: Session, request: AnyRecord, num_bytes: int, now: float) -> Record | None:
-        if request.model >= len(self.pools):
-            served = ", ".join(self.models)
-            return self._refuse(request, errors.NoSuchModel(f"model number {request.model}; served here: {served}"))
-        pool = self.pools[request.model]
-        resent = request.flags & Flag.RESEND
-        if request.deadline_ns != NO_DEADLINE:
-            remaining = request.deadline_ns / NS - now
-            if remaining <= 0:
-                return self._refuse(request, errors.DeadlineExceeded("the deadline had passed when it arrived"))
-            speed, ahead = pool.speed, pool.queue.rows_ahead(session.id, request.priority)
-            can_make_it = pool.idle or policy.can_make_it(remaining, ahead, speed.rows_per_s, speed.batch_s)
-            if not resent and not can_make_it:
-                return self._refuse(
-                    request,
-                    errors.DeadlineExceeded(
-                        f"refused early: {remaining:.3g} s remain, and about {ahead} rows run before it "
-                        f"at {speed.rows_per_s:.3g} rows/s"
-                    ),
-                )
-        allowed = session.limit * (RESEND_FACTOR if resent else 1)
-        if len(session.entries) >= allowed:
-            return self._refuse(
-                request,
-                errors.Overloaded(
-                    f"this client has {len(session.entries)} requests here; the limit is {session.limit} "
-                    "(--client-queue-limit)",
-                    self._retry_after_s(pool),
-                ),
-            )
-        if resent:
-            return None  # accepted once is accepted
-        if not self.admitting:
-            return self._refuse(request, errors.Overloaded("this instance is shutting down", 1.0))
-        if self.num_queued >= self.limits.queue:
-            return self._refuse(
-                request,
-                errors.Overloaded(
-                    f"{self.num_queued} requests are queued; the limit is {self.limits.queue} (--queue-limit)",
-                    self._retry_after_s(pool),
-                ),
-            )
-        if self.num_bytes and self.num_bytes + num_bytes > self.limits.num_bytes:
-            return self._refuse(
-                request,
-                errors.Overloaded(
-                    f"requests hold {self.num_bytes} bytes; the limit is {self.limits.num_bytes} (--queue-bytes)",
-                    self._retry_after_s(pool),
-                ),
-            )
-        return None
-
-    @staticmethod
-    def _refuse(request: AnyRecord, error: errors.RequestError) -> Record:
-        retry_after_s = error.retry_after_s if isinstance(error, errors.Overloaded) else 0.0
-        return error_record(request.request_id, error.code, str(error), retry_after_s)
-
-    @staticmethod
-    def _retry_after_s(pool: Pool) -> float:
-        return policy.retry_after_s(pool.queue.rows, pool.speed.rows_per_s)
 
     def _give(self, worker: Worker, entries: list[Entry], now: float) -> Assignment:
         if not worker.outstanding:
@@ -596,42 +524,6 @@ class Router:
     def num_outstanding(self) -> int:
         """Dispatched, not answered."""
         return sum(len(worker.outstanding) for pool in self.pools for worker in pool.workers.values())
-
-    def check_invariants(self) -> None:
-        """What must hold after every event; for tests."""
-        self.leases.check_invariants()
-        listed = [entry for session in self.sessions.values() for entry in session.entries.values()]
-        assert all(entry.place is not DONE for entry in listed)
-        assert self.num_bytes == sum(entry.num_bytes for entry in listed)
-        assert self.num_entries == len(listed)
-        queued = [entry for pool in self.pools for entry in pool.queue]
-        suspects = [entry for pool in self.pools for entry in pool.suspects]
-        running = [
-            (ticket, entry, worker)
-            for pool in self.pools
-            for worker in pool.workers.values()
-            for ticket, entry in worker.outstanding.items()
-        ]
-        waited_for = [entry for _, entry, _ in running if entry.place is DISPATCHED]
-        everywhere = queued + suspects + waited_for
-        assert self.num_queued == len(queued) + len(suspects)
-        assert len(everywhere) == len(set(map(id, everywhere))), "an entry in two places"
-        assert set(map(id, everywhere)) == set(map(id, listed)), "an entry in no place, or one nobody waits for"
-        for ticket, entry, worker in running:
-            assert entry.ticket == ticket
-            assert entry.worker is worker
-            assert entry.attempts <= self.limits.max_attempts
-        for pool in self.pools:
-            assert sum(1 for _ in pool.queue) == len(pool.queue)
-            assert sum(entry.rows for entry in pool.queue) == pool.queue.rows
-            assert pool.idle == {
-                w.replica: w.weight for w in pool.workers.values() if w.accepting and not w.in_lane and not w.rows
-            }
-            for worker in pool.workers.values():
-                assert worker.rows == sum(entry.rows for entry in worker.outstanding.values())
-                assert worker.streams == sum(entry.is_stream for entry in worker.outstanding.values())
-                assert not worker.in_lane or worker.replica in pool.lanes
-        assert len({ticket for ticket, _, _ in running}) == len(running)
 
 
 def _too_late(entry: Entry, now: float) -> errors.DeadlineExceeded:

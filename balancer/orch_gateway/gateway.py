@@ -258,8 +258,24 @@ def tls_context(certificate: str | None, key: str | None) -> ssl.SSLContext | No
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as err:
-        raise ConfigError(f"tls_cert = {certificate}, tls_key = {key}: they cannot be used: {err}") from err
+        context.load_cert_chain(certificate, key, password="")  # else OpenSSL asks whoever sits at the terminal
+    except OSError as err:  # ssl.SSLError is one
+        raise ConfigError(_why_no_tls(certificate, key, err)) from err
     context.set_alpn_protocols(["http/1.1"])
     return context
+
+
+def _why_no_tls(certificate: str, key: str, err: OSError) -> str:
+    """Which of the two files is wrong, and how: OpenSSL does not say."""
+    for setting, path in (("tls_cert", certificate), ("tls_key", key)):
+        try:
+            Path(path).open("rb").close()
+        except OSError as unreadable:
+            return f"{setting} = {path}: it cannot be read: {unreadable.strerror}"
+    if getattr(err, "reason", None) == "KEY_VALUES_MISMATCH":
+        return f"tls_key = {key}: it is not the key of tls_cert = {certificate}"
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(certificate)
+    except ssl.SSLError:
+        return f"tls_cert = {certificate}: it holds no certificate in PEM"
+    return f"tls_key = {key}: it holds no private key in PEM, or one with a pass phrase; HTTPS needs one without"

@@ -35,9 +35,11 @@ from orch.calls import Call, Calls
 from orch.chunk import Chunk
 from orch.loans import Loans
 from orch.wire import FRAME_BYTES, Flag, Kind, Received, Record, addressed, changed, decode, repacked
+from orch_balancer.admission import Limits
 from orch_balancer.entry import Session
 from orch_balancer.pool import Worker
-from orch_balancer.router import Cause, Limits, Router
+from orch_balancer.router import Cause, Router
+from tests.unit.ledger import check
 
 EPOCH = 7
 TOTAL = 64 * FRAME_BYTES
@@ -455,7 +457,7 @@ class Histories(RuleBasedStateMachine):
     def nothing_is_given_twice(self) -> None:
         if not hasattr(self, "router"):
             return
-        self.router.check_invariants()
+        check(self.router)
         assert not self.wrong, self.wrong
         for process in self.processes:
             for job in (*process.jobs, *process.kept):
@@ -473,7 +475,7 @@ class Histories(RuleBasedStateMachine):
         while self.clients:
             self.client_dies(0)
         assert self.router.leases.num_leased == 0
-        self.router.check_invariants()
+        check(self.router)
 
 
 def test_no_chunk_is_given_to_two_and_none_is_lost() -> None:

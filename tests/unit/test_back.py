@@ -11,12 +11,14 @@ import pytest
 
 from orch import channel, page, wire
 from orch.wire import Kind, Record, repacked
+from orch_balancer.admission import Limits
 from orch_balancer.back import Back, Expected
 from orch_balancer.entry import Place
 from orch_balancer.local import Listener
 from orch_balancer.outlet import Outlet
 from orch_balancer.peers import Watch
-from orch_balancer.router import Cause, Limits, Router
+from orch_balancer.router import Cause, Router
+from tests.unit.ledger import check
 
 WAIT_S = 5.0
 
@@ -89,7 +91,7 @@ def test_a_later_snapshot_changes_the_weight_of_a_worker_that_is_open(hub: Hub) 
     hub.expects(0.25, accepting=False)
     assert hub.weight() == 0.25
     assert hub.router.pools[0].idle == {}
-    hub.router.check_invariants()
+    check(hub.router)
 
 
 def test_a_worker_whose_connection_ends_is_given_nothing_more(hub: Hub) -> None:
@@ -104,7 +106,7 @@ def test_a_worker_whose_connection_ends_is_given_nothing_more(hub: Hub) -> None:
     hub.opens()
     assert hub.router.pools[0].workers["r0"].accepting
     assert hub.back.next_deadline() is None
-    hub.router.check_invariants()
+    check(hub.router)
 
 
 def test_what_a_worker_answered_before_its_death_counts(hub: Hub) -> None:
@@ -121,7 +123,7 @@ def test_what_a_worker_answered_before_its_death_counts(hub: Hub) -> None:
     hub.back.lost("r0", 1, Cause("died", counts=False), (unanswered.ticket,))
     assert list(session.entries.values()) == [unanswered]
     assert unanswered.place is Place.QUEUED
-    hub.router.check_invariants()
+    check(hub.router)
 
 
 def test_a_snapshot_without_weights_is_of_equals() -> None:

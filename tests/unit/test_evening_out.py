@@ -13,8 +13,9 @@ import pytest
 
 from orch import wire
 from orch.wire import Kind, Record
+from orch_balancer.admission import Limits
 from orch_balancer.pool import Worker
-from orch_balancer.router import Limits, Router
+from orch_balancer.router import Router
 from orch_worker.batching import Batcher, Item
 
 MAX_BATCH, MAX_WAIT_S = 32, 0.002

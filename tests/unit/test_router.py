@@ -6,9 +6,11 @@ import pytest
 
 from orch import errors, wire
 from orch.wire import Flag, Kind, Priority, Record, repacked
+from orch_balancer.admission import NS, Limits
 from orch_balancer.entry import Session
 from orch_balancer.pool import Worker
-from orch_balancer.router import MAX_EXPIRED, NS, Assignment, Cause, Ended, Limits, Router
+from orch_balancer.router import MAX_EXPIRED, Assignment, Cause, Ended, Router
+from tests.unit.ledger import check
 
 CRASH = Cause("died of SIGSEGV")
 KILLED = Cause("was killed (SIGKILL)", counts=True, convicts=False)
@@ -45,7 +47,7 @@ class House:
         return self
 
     def step(self) -> None:
-        self.router.check_invariants()
+        check(self.router)
         self.now += 0.001
 
     def client(self, name: str) -> Session:
@@ -830,7 +832,7 @@ def test_a_cancelled_requests_number_may_be_used_again() -> None:
     house.dispatch()
     w0 = house.workers["w0"]
     assert house.router.answers(w0, [repacked(Record(Kind.RESULT, ticket=old[0]))], house.now) == []
-    house.router.check_invariants()
+    check(house.router)
     assert house.answers("w0") == [("a", 1)]
 
 

@@ -20,9 +20,11 @@ from hypothesis.stateful import (
 
 from orch import wire
 from orch.wire import FINAL, Flag, Kind, Priority, Record, repacked
+from orch_balancer.admission import NS, Limits
 from orch_balancer.entry import Session
 from orch_balancer.pool import Worker
-from orch_balancer.router import NS, Cause, Limits, Router
+from orch_balancer.router import Cause, Router
+from tests.unit.ledger import check
 
 EPOCH = 0xABCD
 MODELS = ("m", "n")
@@ -332,7 +334,7 @@ class Histories(RuleBasedStateMachine):
     def holds(self) -> None:
         if not hasattr(self, "router"):
             return
-        self.router.check_invariants()
+        check(self.router)
         live = self.live()
         assert self.router.num_bytes == sum(case.num_bytes for case in live)
         assert self.router.num_queued == sum(case.worker is None for case in live)

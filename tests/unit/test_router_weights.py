@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from orch.wire import Kind, Priority, Record, repacked
+from orch_balancer.admission import Limits
 from orch_balancer.pool import Worker
-from orch_balancer.router import Limits, Router
+from orch_balancer.router import Router
+from tests.unit.ledger import check
 
 LIMITS = Limits(1_000_000, 1 << 40, 1_000_000, 3)
 
@@ -35,7 +37,7 @@ class House:
             self.step()
 
     def step(self) -> None:
-        self.router.check_invariants()
+        check(self.router)
         self.now += 0.001
 
     def ask(self, count: int) -> None:
@@ -202,7 +204,7 @@ def a_day(
             if per_s:
                 heapq.heappush(events, (house.now + rng.expovariate(per_s), next(order), ""))
         go_on()
-    house.router.check_invariants()
+    check(house.router)
     day.ended_at = house.now
     return day
 
