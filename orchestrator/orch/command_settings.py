@@ -48,6 +48,11 @@ class CommandSettings(HttpSettings):
     )
 
 
+# What is said of a command that stands in quotes as a whole.
+ONE_WORD: Final = (
+    "it is a single word; write the program and each argument as a word of its own, without quotes around all"
+)
+
 # Settings of a model, its queue and its gateways, and what there is instead.
 _PROXY: Final = "the servers of a command speak HTTP themselves; `orch deploy nginx` puts one address before them"
 _OF_MODELS: Final[Mapping[str, str]] = {
@@ -59,6 +64,22 @@ _OF_MODELS: Final[Mapping[str, str]] = {
     "max_batch_size": "a command forms its own batches, if any",
     "max_batch_wait_s": "a command forms its own batches, if any",
 }
+# The other way round: a model has no server of its own.
+_OF_COMMANDS: Final = ("first_port", "health", "health_interval_s")
+
+
+def check_model(origins: Mapping[str, str], show: Callable[[str], str]) -> None:
+    """For a `Config` with a target. show: as of `check_command`.
+
+    Raises:
+        ConfigError: it stands beside settings that only commands have.
+    """
+    for name in _OF_COMMANDS:
+        if origins[name] != "default":
+            raise ConfigError(
+                f"{show(name)}: it is for a command, any HTTP server behind --; a model's HTTP is orch's own (--http), "
+                "which answers /healthz"
+            )
 
 
 def check_command(config: Any, origins: Mapping[str, str], show: Callable[[str], str]) -> None:
@@ -69,6 +90,8 @@ def check_command(config: Any, origins: Mapping[str, str], show: Callable[[str],
     """
     if config.target:
         raise ConfigError(f"{show('target')} and a command (from {origins['command']}) exclude each other: give one")
+    if len(config.command) == 1 and any(letter.isspace() for letter in config.command[0]) and PORT in config.command[0]:
+        raise ConfigError(f"{show('command')}: {ONE_WORD}")
     if not names_port((*config.command[1:], *config.env.values())):
         raise ConfigError(
             f"{show('command')}: no argument has {PORT}, so that all replicas would listen at one place; write it "

@@ -18,8 +18,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from orch.command import title
-from orch.command_settings import CommandSettings, check_command
+from orch.command import PORT, title
+from orch.command_settings import CommandSettings, check_command, check_model
 from orch.errors import ConfigError
 from orch.parsing import (
     MAX_REPLICAS,
@@ -319,7 +319,8 @@ def resolve(
     """Lay flags (by field name; None or () is not given) over variables over the parsed file over the defaults.
 
     The tables `set` and `env` are laid over each other key by key; everything else is replaced whole.
-    An empty variable counts as unset, as everywhere in a shell.
+    An empty variable counts as unset, as everywhere in a shell. required: one of these is to be given; a command is
+    taken for a target, too, so that whoever has no use for it can say so.
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = dict.fromkeys(SETTINGS, "default")
@@ -337,14 +338,15 @@ def resolve(
     config = Config(**values)
     if config.command:
         check_command(config, origins, lambda name: _given(name, getattr(config, name), origins[name]))
-    for name in required:
-        if name not in values and not (name == "target" and config.command):
-            setting = SETTINGS[name]
-            raise ConfigError(
-                f"no {setting.key} given: say {setting.allowed} on the command line, "
-                f"as {setting.variable}, or as {setting.key} in {file_name}"
-                + ("; or any HTTP server behind --" if name == "target" else "")
-            )
+    elif config.target:
+        check_model(origins, lambda name: _given(name, getattr(config, name), origins[name]))
+    if required and not config.command and not any(name in values for name in required):
+        setting = SETTINGS["target"]
+        raise ConfigError(
+            f"no {setting.key} given: say {setting.allowed} on the command line, "
+            f"as {setting.variable}, or as {setting.key} in {file_name}"
+            + ("; or any HTTP server behind --" if "command" in required else "")
+        )
     return Resolved(config, origins, tuple(_unknown_variables(environ or {})))
 
 
@@ -359,6 +361,10 @@ def check(name: str, value: object, source: str) -> Any:
         return setting.parse(value)
     except Refused as refused:
         reason = f"{refused}; " if str(refused) else ""
+        if PORT in str(value) and name not in ("command", "env", "set"):
+            reason += (
+                f"{PORT} is filled in behind -- only, where a command stands: orch up -- python server.py {PORT}; "
+            )
         raise ConfigError(f"{setting.key} = {shown(value)} (from {source}): {reason}use {setting.allowed}") from None
     except ConfigError as error:
         raise ConfigError(f"{error} (from {source})") from error

@@ -6,33 +6,39 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import click
 
 from orch import runtime
-from orch.config import SETTINGS, Config
-from orch.errors import Exit, OrchError, RuntimeDirError
-from orch_cli.show import size
+from orch.config import SETTINGS, Config, Resolved
+from orch.errors import Exit, NotRunning, OrchError, RuntimeDirError
 from orch_cli.words import command_line
 
 LOG_NAME: Final = "up.log"
 POLL_S: Final = 0.1
 MARGIN_S: Final = 30.0  # beyond load_timeout: the interpreter's start, the plan, and the registration
-TAIL_BYTES: Final = 64 * 1024  # of the log, in which the child's last words are looked for
 
 
-def start_detached(config: Config, options: Mapping[str, Any], config_path: str | None) -> int:
-    """Start it and wait. Returns the exit code: 0 once it is ready, else the child's own."""
+def start_detached(resolved: Resolved, options: Mapping[str, Any], config_path: str | None) -> int:
+    """Start it and wait, and show what it says meanwhile. Returns the exit code: 0 once it is ready, else its own.
+
+    Raises:
+        NotRunning: it was told to stop before it was ready.
+        RuntimeDirError: its log cannot be written.
+    """
+    config = resolved.config
     log_path = runtime.log_dir(config.name) / LOG_NAME
     command = [sys.executable, "-P", "-m", "orch_cli", *arguments(options, config_path)]
     with _opened(log_path, config.log_max_bytes) as log:
         begin = os.fstat(log.fileno()).st_size
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     try:
-        return _wait(child, config, log_path, begin)
+        with log_path.open("rb") as log:
+            log.seek(begin)
+            return _wait(child, config, Relay(log, known=[f"orch: warning: {each}" for each in resolved.warnings]))
     except KeyboardInterrupt:
         click.echo(f"orch: {config.name} goes on starting without you; stop it with orch down", err=True)
         raise
@@ -66,28 +72,55 @@ def _opened(path: Path, max_bytes: int) -> BinaryIO:
         ) from error
 
 
-def _wait(child: subprocess.Popen[bytes], config: Config, log_path: Path, begin: int) -> int:
+class Relay:
+    """Shows the lines of a log as they are written. known: those that whoever looks on has seen already."""
+
+    def __init__(self, log: BinaryIO, known: Collection[str] = ()) -> None:
+        self._log, self._known = log, known
+        self._rest = b""
+        self.said_nothing = True
+
+    def pump(self) -> None:
+        """Those that are new, and whole."""
+        *lines, self._rest = (self._rest + self._log.read()).split(b"\n")
+        for line in lines:
+            text = line.decode(errors="replace")
+            if text not in self._known:
+                self.said_nothing = False
+                click.echo(text, err=True)
+
+
+def _wait(child: subprocess.Popen[bytes], config: Config, relay: Relay) -> int:
     """Until ready, dead, or no replica has become ready for as long as one may take to load."""
     num_ready = -1
     deadline = 0.0
     while child.poll() is None:
         status = _status_of(config.name, child.pid)
+        relay.pump()
         now_ready = sum(replica.get("state") == "READY" for replica in status.get("replicas", ()))
         if status.get("state") in ("READY", "DEGRADED"):  # every replica has had its turn
-            _summarise(status)
+            click.echo(f"orch: {config.name} goes on in the background; {_see_and_stop(config.name)}", err=True)
             return Exit.OK
         if now_ready > num_ready:
             num_ready, deadline = now_ready, time.monotonic() + config.load_timeout_s + MARGIN_S
         if time.monotonic() > deadline:
             click.echo(
-                f"orch: {config.name} is not ready after {config.load_timeout_s + MARGIN_S:g} s and goes on trying: "
-                f"see orch status and {log_path}, or stop it with orch down",
+                f"orch: {config.name} is not ready after {config.load_timeout_s + MARGIN_S:g} s and goes on trying; "
+                + _see_and_stop(config.name),
                 err=True,
             )
             return Exit.MODEL_LOAD
         time.sleep(POLL_S)
-    click.echo(_last_words(log_path, begin) or f"orch: it ended at once; see {log_path}", err=True)
+    relay.pump()
+    if child.returncode == Exit.OK:
+        raise NotRunning(f"{config.name} was told to stop before it was ready")
+    if relay.said_nothing:
+        click.echo(f"orch: {config.name} ended at once, with exit code {child.returncode}", err=True)
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+
+def _see_and_stop(name: str) -> str:
+    return f"see orch status --name {name}, stop it with orch down --name {name}"
 
 
 def _status_of(name: str, pid: int) -> dict[str, Any]:
@@ -99,20 +132,3 @@ def _status_of(name: str, pid: int) -> dict[str, Any]:
     except OrchError:
         return {}
     return status if status.get("pid") == pid else {}
-
-
-def _summarise(status: Mapping[str, Any]) -> None:
-    for replica in status.get("replicas", ()):
-        footprint = size(replica.get("footprint_bytes"))
-        click.echo(f"orch: {replica.get('id')} ready on {replica.get('device')}, {footprint}", err=True)
-    name = status.get("name")
-    where = status.get("endpoint") or ", ".join(server["address"] for server in status.get("servers", ()))
-    click.echo(f"orch: {name} serves at {where}; stop it with orch down --name {name}", err=True)
-
-
-def _last_words(log_path: Path, begin: int) -> str:
-    """The child's own last line, which is its error; `begin` is where its part of the log begins."""
-    with log_path.open("rb") as log:
-        log.seek(max(begin, os.fstat(log.fileno()).st_size - TAIL_BYTES))
-        lines = log.read().decode(errors="replace").splitlines()
-    return next((line for line in reversed(lines) if line.startswith(("orch: ", "Error: "))), "")

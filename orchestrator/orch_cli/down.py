@@ -73,7 +73,8 @@ def outcome(instance: str, answer: dict[str, Any], seconds_taken: float) -> dict
 
 def sentence(facts: dict[str, Any]) -> str:
     """The outcome for people."""
-    left = f"{facts['unanswered']} accepted requests unanswered" if facts["unanswered"] else "nothing left behind"
+    count = facts["unanswered"]
+    left = f"{count} accepted request{'s' if count > 1 else ''} unanswered" if count else "nothing left behind"
     took = f"{facts['name']} stopped after {facts['stopped_in_s']:.1f} s"
     answered = "" if facts["answered"] is None else f"{facts['answered']:,} requests answered, "
     return f"{took}: {answered}{left}"

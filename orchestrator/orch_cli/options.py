@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from orch.command_settings import ONE_WORD
 from orch.config import SETTINGS, Config, Resolved, check, format_value, resolve, shown
 from orch.errors import ConfigError
 from orch.setting import ARGUMENTS, Setting
@@ -63,7 +64,7 @@ def load(options: Mapping[str, Any], config_path: str | None, *, required: Colle
     resolved = resolve(flags, os.environ, file, file_name, required=required)
     for line in resolved.warnings:
         click.echo(f"orch: warning: {line}", err=True)
-    if "target" in required:
+    if required:
         _find_command(resolved) if resolved.config.command else _find_target(resolved)
     return resolved
 
@@ -116,5 +117,6 @@ def _find_command(resolved: Resolved) -> None:
         where = f"in {Path.cwd()}" if os.sep in program else "on PATH"
         raise ConfigError(
             f"command = {shown(config.command)} (from {resolved.origins['command']}): "
-            f"there is no program {program} {where} that can be run; name its file whole, and see that it is executable"
+            f"there is no program {program} {where} that can be run; "
+            + (ONE_WORD if " " in program else "name its file whole, and see that it is executable")
         )

@@ -31,7 +31,9 @@ def plan(card_names: tuple[str, ...], config_path: str | None, as_json: bool, **
 
     Nothing is started: without --vram-per-replica the answer is what will be measured.
     """
-    resolved = load(options, config_path, required=("target",) if options["target"] or options["command"] else ())
+    resolved = load(
+        options, config_path, required=("target", "command") if options["target"] or options["command"] else ()
+    )
     config = resolved.config
     if card_names:
         gpus = tuple(cards.parse_card(name, index) for index, name in enumerate(card_names))

@@ -106,7 +106,7 @@ def _gateways(status: Mapping[str, Any]) -> str:
 
 
 def _decisions(status: Mapping[str, Any]) -> list[str]:
-    """What was planned, whether the replicas of a GPU share it, and what is still being found out."""
+    """What was planned, whether the replicas of a GPU share it, and what is still to come."""
     plan, mps = status.get("plan") or {}, status.get("mps") or {}
     total = plan.get("total", "-")
     lines = [f"plan      {total} replica{'' if total == 1 else 's'} (limit: {plan.get('limit', '-')})"]
@@ -115,6 +115,8 @@ def _decisions(status: Mapping[str, Any]) -> list[str]:
     if search := status.get("search"):
         because = "; ".join(map(str, search.get("because") or ()))
         lines.append(f"search    {search.get('state') or '-'}{because and f': {because}'}")
+    if waiting := status.get("restarts_next"):
+        lines.append(f"restart   {', then '.join(waiting)} next, once no replica loads or leaves")
     return lines
 
 

@@ -16,6 +16,7 @@ from orch.errors import ConfigError, OrchError
 from orch.parsing import Refused, seconds
 from orch.tuning import grid
 from orch_cli.options import config_options, json_option, load
+from orch_cli.words import command_in
 
 WINDOW_S: Final = 2.0
 SHORTEST_S, LONGEST_S, DAY_S = 0.1, 600.0, 86_400.0
@@ -31,7 +32,21 @@ EXAMPLES: Final = {"replicas": "1,2,4", "max_batch_size": "1,8,32", "mps": "on,o
 SIGNAL_BASE: Final = 128  # a shell's exit code for a signal is this and its number
 
 
-@click.command()
+MODELS_ONLY: Final = (
+    "orch tune makes requests for models only; try counts of a command with orch scale and a load of your own"
+)
+
+
+class TunesModels(click.Command):
+    """A command in the target's place is told that it cannot be tuned, however it is written."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if words := command_in(args):
+            raise ConfigError(f"command = {shown(words)} (from the command line): {MODELS_ONLY}")
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=TunesModels)
 @click.argument("target", required=False)
 @click.option(
     "--replicas", "counts", metavar="LIST", help="Counts, such as 1,2,4; auto: doubled while it fits and pays."
@@ -94,10 +109,7 @@ def tune(
     resolved = _load({**options, "min_gain": min_gain}, config_path)
     config = resolved.config
     if config.command:
-        raise ConfigError(
-            f"command = {shown(config.command)} (from {resolved.origins['command']}): orch tune makes requests for "
-            "models only; try counts of a command with orch scale and a load of your own"
-        )
+        raise ConfigError(f"command = {shown(config.command)} (from {resolved.origins['command']}): {MODELS_ONLY}")
     path = result_file(out, config.target)
 
     from orch.planning import gpu

@@ -30,11 +30,11 @@ def up(
         if options["http"] not in (None, "off"):
             raise click.UsageError("--no-http and --http contradict each other")
         options["http"] = "off"
-    resolved = load(options, config_path, required=("target",))
+    resolved = load(options, config_path, required=("target", "command"))
     if detach:
         from orch_cli.detach import start_detached
 
-        raise SystemExit(start_detached(resolved.config, options, config_path))
+        raise SystemExit(start_detached(resolved, options, config_path))
 
     if os.getpid() == 1:  # of a container
         from orch.supervising.first import step_aside

@@ -162,6 +162,7 @@ def test_scaling_down_lets_a_request_finish_and_tells_the_proxies_first(two: Ins
         assert [server["draining"] for server in watcher.next()["servers"]] == [False, True, True]
         elapse(0.3)
         assert two.replicas("DRAINING").keys() == {"r1", "r2"}, "no word from the proxy: they stay"
+        assert two.status()["state"] == "READY", "who leaves for good is not missed"
         watcher.apply()
         idle.close()
         assert slow.wait().isdigit()
@@ -208,6 +209,22 @@ def test_what_cannot_start_says_so(place: Place) -> None:
         assert (refused.code, said in refused.error_line()) == (Exit.BAD_CONFIG, True), refused
 
 
+def test_a_start_in_the_background_says_what_it_waits_for(place: Place) -> None:
+    """A health path that is not there; told to stop before it was ready, it is no success."""
+    first_port = a_free_port()
+    options = ("--device=cpu", f"--first-port={first_port}", "--health=/wrong")
+    web = (sys.executable, "-m", "http.server", "--bind=127.0.0.1", "{port}")
+    with place.start("-m", "orch_cli", "up", "--detach", *options, "--", *web) as process:
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if "r0 is not READY" in line)
+        assert f"it answers 404 at 127.0.0.1:{first_port}/wrong (--health" in said
+        assert place.orch("down").code == Exit.OK
+        _, err = process.communicate(timeout=20)
+        assert "default was told to stop before it was ready" in err
+        assert process.returncode == Exit.NOT_RUNNING
+    assert not place.processes()
+
+
 def test_nothing_outlives_a_supervisor_that_is_killed(two: Instance) -> None:
     """Runners, servers, and what a server has started in a session of its own."""
     get(addresses(two)[0], "/children")
@@ -225,6 +242,7 @@ def test_a_port_that_is_taken_is_passed_over(place: Place) -> None:
         holder.listen()
         instance = place.up("", "--device=cpu", f"--first-port={first_port}", command=SINGLE)
         assert addresses(instance) == [f"127.0.0.1:{first_port + 1}"]
+    assert f"r0 listens on port {first_port + 1}: port {first_port} is taken" in instance.output()
     refused = place.orch("request", "hello")
     assert (refused.code, "runs a command" in refused.error_line()) == (Exit.BAD_CONFIG, True)
     shown = place.orch("status")

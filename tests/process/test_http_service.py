@@ -15,8 +15,11 @@ from contextlib import closing
 from http.client import HTTPException
 from pathlib import Path
 
-from orch.errors import Exit
+import pytest
+
+from orch.errors import ConfigError, Exit
 from orch.http_settings import DEFAULT_HOST, DEFAULT_PORT
+from orch_gateway.gateway import tls_context
 from tests.process.harness import FACTOR, Instance, Place, eventually
 from tests.process.web import Answer, Web, read_all
 
@@ -309,6 +312,13 @@ def test_https_with_a_certificate(place: Place) -> None:
          "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)],
         check=True, capture_output=True,
     )  # fmt: skip
+    for files, said in (
+        ((certificate, certificate), f"tls_key = {certificate}: it holds no private key"),
+        ((key, key), f"tls_cert = {key}: it holds no certificate"),
+        ((certificate, place.base / "none.pem"), "none.pem: it cannot be read: No such file"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            tls_context(*map(str, files))
     instance = place.up("plain.py:Echo", f"--tls-cert={certificate}", f"--tls-key={key}", http=True)
     context = ssl.create_default_context(cafile=str(certificate))
     plain = socket.create_connection(Web(instance.url).address, 10)

@@ -172,7 +172,8 @@ def test_detach_returns_when_it_serves_and_down_ends_it(place: Place) -> None:
     """In the background, in a session of its own."""
     started = place.orch("up", "--detach", "--replicas=2", f"{_models(place)}:Echo")
     assert started.code == Exit.OK, started
-    assert "serves at" in started.err
+    assert "default serves Echo with 2 replicas at" in started.err
+    assert "goes on in the background" in started.err
     try:
         assert place.orch("request", "hello").out == '"hello"\n'
         assert place.orch("scale", "1").code == Exit.OK

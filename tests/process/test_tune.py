@@ -169,7 +169,7 @@ def test_what_has_no_memory_is_a_row_and_not_the_end(place: Place) -> None:
     assert [(row["max_batch_size"], row["outcome"]) for row in rows(place)] == [(4, "out of memory"), (1, "measured")]
     assert "no room for so many" in rows(place)[0]["reason"]
     assert "out of memory" in (place.base / "orch-tune-tuned-Hungry.html").read_text()
-    assert f"(log: {place.state}/{logs(place)[0]})" in rows(place)[0]["reason"]
+    assert f"(log: {place.state}/{logs(place)[0]}/r0.log)" in rows(place)[0]["reason"]
 
 
 def test_a_count_that_does_not_fit_is_a_row_and_not_the_end(place: Place) -> None:

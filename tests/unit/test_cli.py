@@ -105,6 +105,50 @@ def test_wrong_input_gives_one_line_and_its_exit_code(words: list[str], says: st
 
 
 @pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (
+            ["up", "--replicas", "2", "python", "srv.py", "{port}"],
+            "command stands behind --: orch up --replicas 2 -- python srv.py {port}",
+        ),
+        (["up", "./srv.py", "--port", "{port}"], "command stands behind --: orch up -- ./srv.py --port {port}"),
+        (
+            ["up", "python", "-m", "a b", ":{port}", "{{port}$"],
+            "command stands behind --: orch up -- python -m 'a b' :{port} '{{port}$'",
+        ),
+        (["plan", "python", "srv.py"], "command stands behind --: orch plan -- python srv.py"),
+        (["up", "m.py:M", "more"], ""),
+        (["up", "m.py:M", "--replica", "2"], ""),
+    ],
+)
+@pytest.mark.usefixtures("place")
+def test_a_command_without_its_dashes_is_shown_with_them(words: list[str], hint: str) -> None:
+    """A model that stands beside something else is none."""
+    result = orch(*words)
+    assert result.exit_code == Exit.USAGE
+    assert ("stands behind --" in result.stderr) == bool(hint)
+    assert result.stderr.rstrip().endswith(hint)
+
+
+@pytest.mark.usefixtures("place")
+def test_a_command_cannot_be_tuned() -> None:
+    """Whether it is given or nothing is: no sentence offers it."""
+    given, nothing = orch("tune", "--", "python", "srv.py", "{port}"), orch("tune")
+    assert (given.exit_code, nothing.exit_code) == (Exit.BAD_CONFIG, Exit.BAD_CONFIG)
+    assert "orch tune makes requests for models only" in error_line(given)
+    assert "HTTP server" not in error_line(nothing)
+
+
+def test_keys_are_refused_where_nobody_asks_for_them(place: Path) -> None:
+    """The settings here are for a command: its servers answer without; an instance of another name may be a model's."""
+    (place / "orch.toml").write_text('command = ["serve", "{port}"]\n')
+    refused = orch("keys", "add", "bob")
+    assert refused.exit_code == Exit.BAD_CONFIG
+    assert "default is for a command (serve {port}): its servers answer HTTP themselves" in error_line(refused)
+    assert orch("keys", "add", "bob", "--name", "other").exit_code == Exit.OK
+
+
+@pytest.mark.parametrize(
     "words",
     [["serve"], ["up", "--replica", "2"], ["request"], ["request", "a", "--json", "1"], ["plan", "--gpu"]],
 )
@@ -334,6 +378,21 @@ def test_a_detached_instance_gets_the_same_options() -> None:
     assert again == {**given, "detached": True}
 
 
+def test_what_a_detached_instance_says_is_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Line by line, as they become whole; but not what the command has said itself."""
+    path = tmp_path / "up.log"
+    path.write_text("orch: warning: seen\norch: r0 LOA")
+    with path.open("rb") as log:
+        relay = detach.Relay(log, known=["orch: warning: seen"])
+        relay.pump()
+        assert (capsys.readouterr().err, relay.said_nothing) == ("", True)
+        with path.open("a") as writer:
+            writer.write("DING\norch: warning: port 8000 is taken\n")
+        relay.pump()
+    assert capsys.readouterr().err == "orch: r0 LOADING\norch: warning: port 8000 is taken\n"
+    assert not relay.said_nothing
+
+
 # --- status and down
 
 
@@ -385,6 +444,7 @@ def test_a_stop_says_whether_anything_was_left_unanswered() -> None:
     assert sentence(clean) == "prod stopped after 1.5 s: 12,345 requests answered, nothing left behind"
     assert cut["unanswered"] == 3
     assert "3 accepted requests unanswered" in sentence(cut)
+    assert "1 accepted request unanswered" in sentence(outcome("prod", {"unanswered": 1}, 30.0))
 
 
 # --- logs

@@ -103,6 +103,12 @@ def test_a_search_for_the_count_that_pays_is_one_line() -> None:
     assert not any("search" in line for line in shown(search=None))
 
 
+def test_restarts_that_are_still_to_come_are_one_line() -> None:
+    """Asked for while another replica loads: it waits for that."""
+    assert "restart   r0, then r2 next, once no replica loads or leaves" in shown(restarts_next=["r0", "r2"])
+    assert not any(line.startswith("restart ") for line in shown(restarts_next=[]))
+
+
 def test_a_column_without_a_figure_is_left_out() -> None:
     """Without MPS there is no fence, and cores are not always shared out."""
     lines = shown(replicas=[a_replica(0, "GPU-0", fence_bytes=None, cores=[])])

@@ -107,6 +107,38 @@ def test_settings_of_models_are_refused_beside_a_command(flags: dict[str, Any], 
         given(**flags)
 
 
+@pytest.mark.parametrize(
+    "flags", [{"first_port": "9200"}, {"health": "/x"}, {"health_interval_s": "2"}], ids=lambda flags: next(iter(flags))
+)
+def test_settings_of_commands_are_refused_beside_a_model(flags: dict[str, Any]) -> None:
+    """The other way round; without either, nobody can tell yet."""
+    with pytest.raises(ConfigError, match=r"\(from --.*\): it is for a command, any HTTP server behind --"):
+        resolve({"target": "m.py:M", **flags})
+    assert resolve(flags).config.command == ()
+
+
+def test_a_command_in_quotes_is_said_to_be_one_word() -> None:
+    """A program's name may have a blank, but no place to fill in."""
+    with pytest.raises(ConfigError, match="it is a single word; write the program and each argument as a word"):
+        given(("python server.py {port}",))
+    assert given(("/my programs/serve",), env=("PORT={port}",)).title == "serve"
+
+
+def test_a_port_to_be_filled_in_leads_to_where_commands_stand() -> None:
+    """`orch up ./server.py --listen 127.0.0.1:{port}`: ours is another --listen."""
+    with pytest.raises(ConfigError, match=r"not an endpoint; \{port\} is filled in behind -- only"):
+        resolve({"listen": "127.0.0.1:{port}"})
+    assert resolve({"target": "m.py:M", "set": ("where=:{port}",)}).config.set == {"where": ":{port}"}
+
+
+def test_what_has_to_be_given_depends_on_who_asks() -> None:
+    """Who can do nothing with a command does not offer one."""
+    with pytest.raises(ConfigError, match=r"no target given: .*; or any HTTP server behind --$"):
+        resolve(required=("target", "command"))
+    with pytest.raises(ConfigError, match=r"no target given: .* in orch.toml$"):
+        resolve(required=("target",))
+
+
 def test_no_http_is_no_contradiction() -> None:
     """It is what a command has."""
     assert given(http="off", gateways="1").http == "off"

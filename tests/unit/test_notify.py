@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from orch.errors import ConfigError
+from orch.errors import ConfigError, Exit
 from orch.supervising.inherited import handed_over
 from orch.supervising.notify import EXTEND_S, MARGIN_S, MAX_STATUS_CHARS, Notices, Phase, Seen, one_line, status_of
+from orch.supervising.replica import Death, Replica
+from orch.supervising.service import not_back
 
 PID = 4711
 LOADING = {"r0": "LOADING"}
@@ -21,6 +23,19 @@ def starting(until: float | None = 600.0) -> Seen:
 def serving(*, restarting: bool = False, stuck: tuple[str, ...] = (), until: float | None = None) -> Seen:
     """Both replicas are there."""
     return Seen(Phase.SERVING, TWO, restarting=restarting, stuck=stuck, until=until)
+
+
+def test_a_restart_is_over_for_those_that_were_asked() -> None:
+    """A neighbour that is down is none of them; one that was never begun has not come back, though it serves."""
+    replicas = {f"r{slot}": Replica(f"r{slot}", slot, "cpu", 600.0, 30.0) for slot in range(3)}
+    for each in ("r0", "r1"):
+        replicas[each].start(0.0)
+        replicas[each].ready(1.0)
+    replicas["r2"].start(0.0)
+    replicas["r2"].died(Death(Exit.BAD_CONFIG, message="no such file"), 1.0, is_last=False, jitter=0.0)
+    assert not_back({"r0": 0}, replicas) == []
+    assert not_back({"r0": 0, "r1": 1}, replicas) == ["r1 is READY (not restarted)"]
+    assert not_back({"r0": 0, "r2": 0, "r9": 4}, replicas) == ["r2 is QUARANTINED (no such file)"]
 
 
 def keys(lines: list[str]) -> list[str]:

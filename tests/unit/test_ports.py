@@ -25,6 +25,20 @@ def test_ports_that_are_taken_are_passed_over() -> None:
     assert [ports.take(slot) for slot in range(3)] == [9101, 9102, 9103]
 
 
+def test_of_a_port_that_was_passed_over_one_word_is_said() -> None:
+    """Which is taken, and what is used instead; our own slots are no news, and nothing is said twice."""
+    taken = {9100}
+    ports = Ports(9100, free=lambda port: port not in taken)
+    ports.take(0)
+    assert ports.told() == "listens on port 9101: port 9100 is taken (--first-port chooses)"
+    ports.take(0)
+    ports.take(1)
+    assert (ports.of(1), ports.told()) == (9102, "")
+    taken |= {9101, 9102, 9103, 9104}
+    ports.take(2)
+    assert ports.told() == "listens on port 9105: 2 ports from 9103 on are taken (--first-port chooses)"
+
+
 def test_a_slot_that_has_served_keeps_its_port() -> None:
     """Proxies know it; before that, a start that met somebody else tries another."""
     taken: set[int] = set()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from orch_worker.health import MAX_FAILURES, Answer, Health, of_status
+from orch_worker.health import LOADING_LOOK_S, LONG_S, MAX_FAILURES, SLOW_LOOK_S, Answer, Health, of_status
 from orch_worker.probe import CONNECTS, HANGS_UP, REFUSES, Probe
 
 WHERE = "127.0.0.1:9100/v1/health"
@@ -17,7 +17,7 @@ WHERE = "127.0.0.1:9100/v1/health"
 def a_ready_one() -> Health:
     """It was well once."""
     health = Health(WHERE, timeout_s=300.0)
-    health.heard(of_status(200))
+    health.heard(of_status(200), 0.0)
     return health
 
 
@@ -26,22 +26,38 @@ def test_only_a_good_answer_makes_ready() -> None:
     health = Health(WHERE, timeout_s=300.0)
     assert health.waiting_for == f"no answer at {WHERE} yet"
     for answer in (REFUSES, REFUSES, REFUSES, REFUSES, of_status(503), of_status(404)):
-        health.heard(answer)
+        health.heard(answer, 0.0)
         assert (health.ready, health.why_ill(silent_s=1000.0)) == (False, None)
     assert health.waiting_for == f"it answers 404 at {WHERE}"
-    health.heard(of_status(302))
+    health.heard(of_status(302), 0.0)
     assert (health.ready, "--health takes the path behind it" in health.waiting_for) == (False, True)
-    health.heard(of_status(204))
+    health.heard(of_status(204), 0.0)
     assert health.ready
+
+
+def test_who_answers_alike_for_long_is_asked_less_often() -> None:
+    """Each look may be a line in its log; where nobody listens yet, or the answer changes, it is asked as before."""
+    health = Health(WHERE, timeout_s=300.0)
+    for answer, since in ((REFUSES, 0.0), (of_status(404), 100.0), (of_status(503), 200.0), (HANGS_UP, 300.0)):
+        health.heard(answer, since)
+        health.heard(answer, since + LONG_S - 0.1)
+        assert (health.is_stuck(since + LONG_S - 0.1), health.loading_look_s(since)) == (False, LOADING_LOOK_S)
+        health.heard(answer, since + LONG_S)
+        slow = answer != REFUSES
+        assert health.is_stuck(since + LONG_S) is slow
+        assert health.loading_look_s(since + LONG_S) == (SLOW_LOOK_S if slow else LOADING_LOOK_S)
+    health.heard(of_status(200), 400.0)
+    health.heard(of_status(404), 401.0)
+    assert not health.is_stuck(500.0), "it was well: that is no question of loading any more"
 
 
 def test_failures_in_a_row_are_its_end() -> None:
     """One good answer between them, and they begin anew."""
     health = a_ready_one()
     for answer in [*[of_status(500)] * (MAX_FAILURES - 1), of_status(200), *[REFUSES] * (MAX_FAILURES - 1)]:
-        health.heard(answer)
+        health.heard(answer, 0.0)
         assert health.why_ill(silent_s=0.0) is None
-    health.heard(REFUSES)
+    health.heard(REFUSES, 0.0)
     assert health.why_ill(silent_s=0.0) == f"the server refuses connections at {WHERE}, 3 times in a row"
 
 
@@ -56,7 +72,7 @@ def test_an_answer_that_is_no_error_of_the_server_is_life() -> None:
     """A health path that was protected meanwhile ends nobody."""
     health = a_ready_one()
     for status in (401, 404, 302, 429):
-        health.heard(of_status(status))
+        health.heard(of_status(status), 0.0)
     assert health.why_ill(silent_s=0.0) is None
 
 

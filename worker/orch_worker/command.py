@@ -22,12 +22,11 @@ from typing import Final
 from orch.child import PR_SET_PDEATHSIG, become_child, first_messages
 from orch.errors import Exit
 from orch.link import Link
-from orch_worker.health import Health
+from orch_worker.health import LONG_S, Health
 from orch_worker.probe import Probe
 
-# While a server loads, it is looked at this often: a person who waits sees no difference.
-LOADING_LOOK_S: Final = 0.2
-# A look that is older has met a server that was only about to listen, or an answer that does not end.
+# While a server loads, a look that is older than this has met one that was only about to listen, or an answer that does
+# not end.
 LOADING_ANSWER_S: Final = 10.0
 LINGER_S: Final = 1.0
 # What a server has started may hold its port for a while after it: killed, it lets go of a GPU first.
@@ -75,6 +74,7 @@ class Runner:
         self._selector.register(link, selectors.EVENT_READ, self._read)
         self._probe: Probe | None = None
         self._looked_at = 0.0  # when the present look, or else the last, began
+        self._told_stuck = False
         self._quiet = False  # it leaves: no more connections of ours
         self._stopping = False
         self._code: int | None = None
@@ -165,12 +165,11 @@ class Runner:
         if self._stopping or self._quiet:
             return None
         if self._probe is None:
-            return max(0.0, self._looked_at + self._interval_s - now)
+            return max(0.0, self._looked_at + self._interval_s(now) - now)
         return LINGER_S if self._probe.partial() else max(0.0, self._give_up_at - now)
 
-    @property
-    def _interval_s(self) -> float:
-        return self._spec.health_interval_s if self._health.ready else LOADING_LOOK_S
+    def _interval_s(self, now: float) -> float:
+        return self._spec.health_interval_s if self._health.ready else self._health.loading_look_s(now)
 
     @property
     def _give_up_at(self) -> float:
@@ -180,7 +179,7 @@ class Runner:
         """Begin a look when it is time, and end one that has taken too long."""
         if self._quiet or self._stopping or self._code is not None:
             return
-        if self._probe is None and now >= self._looked_at + self._interval_s:
+        if self._probe is None and now >= self._looked_at + self._interval_s(now):
             self._looked_at = now
             with contextlib.suppress(OSError):  # no descriptor to be had: the next look may have one
                 self._probe = Probe(self._spec.host, self._spec.port, self._spec.health)
@@ -192,11 +191,11 @@ class Runner:
             self._hang_up()
 
     def _advance(self) -> None:
-        probe = self._probe
+        probe, now = self._probe, time.monotonic()
         if probe is None:
             return
         answer = probe.advance()
-        if answer is None and time.monotonic() >= self._looked_at + LINGER_S:
+        if answer is None and now >= self._looked_at + LINGER_S:
             answer = probe.partial()
         if answer is None:
             self._selector.modify(probe, probe.events, self._advance)
@@ -204,11 +203,14 @@ class Runner:
         self._hang_up()
         news = answer != self._health.last
         was_ready = self._health.ready
-        self._health.heard(answer)
+        self._health.heard(answer, now)
         if self._health.ready and not was_ready:
             self._link.send(event="ready")
         elif not self._health.ready and news:
             self._link.send(event="waiting", message=self._health.waiting_for)
+        elif self._health.is_stuck(now) and not self._told_stuck:
+            self._told_stuck = True
+            self._link.send(event="waiting", message=self._health.waiting_for, for_s=LONG_S)
         self._judge(0.0)
 
     def _judge(self, silent_s: float) -> None:

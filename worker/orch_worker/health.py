@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+# While a server loads it is looked at this often: a person who waits sees no difference. One that has answered alike
+# for LONG_S, and not as it should, is looked at less often: each look may be a line in its log.
+LOADING_LOOK_S, SLOW_LOOK_S, LONG_S = 0.2, 1.0, 5.0
 # One failed look may be a garbage collection of its own, or a worker process of it that is being replaced.
 MAX_FAILURES: Final = 3
 OK_FROM, OK_TO, CLIENT_ERROR_FROM, SERVER_ERROR_FROM = 200, 300, 400, 500  # RFC 9110, 15
@@ -20,11 +23,13 @@ class Answer:
     """What one look showed. well: it may be sent requests. failed: it cannot serve now. text: what it did, for people.
 
     Neither: it answers, but not as asked for, such as 404; a server that was well before goes on counting as well.
+    spoke: it did something itself; where nobody listens, the kernel refuses.
     """
 
     text: str
     well: bool = False
     failed: bool = False
+    spoke: bool = False
 
 
 def of_status(status: int) -> Answer:
@@ -32,7 +37,7 @@ def of_status(status: int) -> Answer:
     text = f"answers {status}"
     if OK_TO <= status < CLIENT_ERROR_FROM:
         text = f"redirects ({status}; --health takes the path behind it)"
-    return Answer(text, well=OK_FROM <= status < OK_TO, failed=status >= SERVER_ERROR_FROM)
+    return Answer(text, well=OK_FROM <= status < OK_TO, failed=status >= SERVER_ERROR_FROM, spoke=True)
 
 
 @dataclass(slots=True)
@@ -44,9 +49,12 @@ class Health:
     ready: bool = False  # it was well once
     last: Answer | None = None
     failures: int = 0  # in a row
+    alike_since: float = 0.0  # when it first did what it has last done
 
-    def heard(self, answer: Answer) -> None:
-        """One look is over."""
+    def heard(self, answer: Answer, now: float) -> None:
+        """One look is over. now: monotonic seconds."""
+        if answer != self.last:
+            self.alike_since = now
         self.last = answer
         self.failures = self.failures + 1 if answer.failed else 0
         self.ready = self.ready or answer.well
@@ -60,6 +68,15 @@ class Health:
         if silent_s > self.timeout_s:
             return f"the server has not answered at {self.where} for {silent_s:.1f} s (--timeout {self.timeout_s:g})"
         return None
+
+    def is_stuck(self, now: float) -> bool:
+        """Whether it loads, and has answered alike for long: perhaps it is asked for the wrong thing."""
+        spoke = self.last is not None and self.last.spoke
+        return spoke and not self.ready and now - self.alike_since >= LONG_S
+
+    def loading_look_s(self, now: float) -> float:
+        """Seconds between two looks while it loads."""
+        return SLOW_LOOK_S if self.is_stuck(now) else LOADING_LOOK_S
 
     @property
     def waiting_for(self) -> str:

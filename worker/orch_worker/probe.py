@@ -19,7 +19,7 @@ _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-5]\d\d)\b")  # RFC 9112, 4
 REFUSALS: Final = (errno.ECONNREFUSED, errno.ECONNRESET)
 CONNECTS: Final = Answer("takes connections", well=True)
 REFUSES: Final = Answer("refuses connections", failed=True)
-HANGS_UP: Final = Answer("ends connections without an answer", failed=True)
+HANGS_UP: Final = Answer("ends connections without an answer", failed=True, spoke=True)
 
 
 class Probe:

@@ -73,6 +73,9 @@ class CommandLauncher(Launcher):
     def leaves(self, child: Child) -> None:
         child.link.send(do="quiet")
 
+    def told(self) -> str:
+        return self.ports.told()
+
 
 def launcher_for(config: Config, worker_spec: Mapping[str, Any], pages_fd: int, environ: Mapping[str, str]) -> Launcher:
     """Of workers, or of runners."""

@@ -19,9 +19,9 @@ PASSING: Final = frozenset({"PLANNED", "STARTING", "LOADING"})
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """kind: plan, replica, balancer, mps, search, ready, restart, log, warning, drain or stopped. text: one line.
+    """kind: plan, replica, loading, balancer, mps, search, ready, restart, log, warning, drain or stopped.
 
-    data: the facts behind it; of a "replica" event at least its state.
+    text: one line. data: the facts behind it; of a "replica" event at least its state.
     """
 
     kind: str

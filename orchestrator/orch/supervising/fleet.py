@@ -25,6 +25,7 @@ from orch.supervising.turns import Turn, turns
 # Memory of a process that has just died may be freed late: so long a replica waits for room, looking this often,
 # before the plan is made anew.
 ROOM_WAIT_S, ROOM_POLL_S = 10.0, 0.2
+SHOWN_S = 0.05  # what is shorter is shown as no time
 
 
 class Owner(Protocol):
@@ -281,6 +282,8 @@ class Fleet:
             replica.died(death, self._clock(), is_last=not self.in_state(State.READY), jitter=random.random())
             self._told.pop(replica.id, None)  # each time is news
             return
+        if told := self.launcher.told():
+            self._owner.report(Event("warning", f"{replica.id} {told}", replica.id))
         lines = Lines(child.output.read, lambda line: self._owner.printed(replica.id, line))
         self.running[replica.id] = Running(child, page, lines, self._clock(), before, fence_bytes)
         self._moved(replica)
@@ -308,6 +311,11 @@ class Fleet:
                     running.server_pid = message["pid"]
                 case "waiting":
                     running.note = str(message.get("message"))
+                    if for_s := message.get("for_s"):
+                        text = (
+                            f"{replica.id} is not READY: for {for_s:g} s {running.note} (--health says what to ask for)"
+                        )
+                        self._owner.report(Event("loading", text, replica.id))
                 case "ready" if not self._is_attached(replica, running):
                     running.message = "it is no client of the MPS server, and would run in turns with the others"
                     running.child.signal(signal.SIGKILL)
@@ -418,7 +426,8 @@ class Fleet:
         }
         text = f"{replica.id} {replica.state}: {replica.reason}"
         if replica.state is State.BACKOFF:
-            text += f"; starts again in {max(0.0, replica.start_at - self._clock()):.1f} s"
+            wait_s = replica.start_at - self._clock()
+            text += f"; starts again in {wait_s:.1f} s" if wait_s >= SHOWN_S else "; starts again now"
         if replica.state is State.QUARANTINED:
             text += f"; `orch restart {replica.id} --name {self._config.name}` tries again"
         self._owner.report(Event("replica", text, replica.id, data))

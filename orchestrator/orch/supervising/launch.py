@@ -160,6 +160,10 @@ class Launcher:
     def leaves(self, child: Child) -> None:
         """It is about to be stopped, and gets no more work."""
 
+    def told(self) -> str:
+        """What deserves a word of the start before, with the replica as its subject; or nothing."""
+        return ""
+
     def mark(self, replica: Replica) -> str:
         """What all processes of this life of the replica carry in their environment."""
         return f"{self._environ[INSTANCE_VARIABLE]}.{replica.id}.{replica.generation}"

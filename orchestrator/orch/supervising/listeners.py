@@ -107,6 +107,8 @@ def open_listeners(config: Config, directory: Path) -> tuple[Listeners | None, s
             each.close()
         if config.grpc != "off":
             raise ConfigError(f"grpc = {config.grpc}: the gateways serve HTTP too; give --http an address, not off")
+        if config.command and keys.read(keys.path_of(config.name)):
+            return None, f"the keys of {config.name} guard nothing: the servers of a command ask for none of orch"
         why = "a command has its own" if config.command else "http = off"
         return None, f"the service manager holds a socket for HTTP, and {why}: nobody serves it" if given else ""
     try:

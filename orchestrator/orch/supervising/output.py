@@ -37,6 +37,11 @@ class LogFiles:
                 "set ORCH_STATE_DIR to a directory that you can write"
             ) from err
 
+    def of(self, name: str) -> Path:
+        """Where its lines are; the directory, as long as there are none."""
+        path = self.directory / f"{name}.log"
+        return path if path.exists() else self.directory
+
     def write(self, name: str, line: str) -> None:
         """Append a line with the time. What no file can be opened for is in no file."""
         record = logging.LogRecord(name, logging.INFO, "", 0, "%s", (line,), None)

@@ -30,6 +30,9 @@ class Ports:
         self._first, self._free = first, free
         self._of: dict[int, int] = {}
         self._served: set[int] = set()
+        self._last: int | None = None  # the port that was taken last
+        self._passed_over: list[int] = []  # on the way there
+        self._known: set[int] = set()  # of those that were passed over
 
     def of(self, slot: int) -> int | None:
         """The slot's port; None: it has not been started yet."""
@@ -38,6 +41,14 @@ class Ports:
     def serves(self, slot: int) -> None:
         """Its server answers there: proxies know the port now, and it stays."""
         self._served.add(slot)
+
+    def told(self) -> str:
+        """Of the ports that were passed over since the last time, and what was taken instead; or nothing."""
+        found, self._passed_over = self._passed_over, []
+        if not found:
+            return ""
+        taken = f"port {found[0]} is" if len(found) == 1 else f"{len(found)} ports from {found[0]} on are"
+        return f"listens on port {self._last}: {taken} taken (--first-port chooses)"
 
     def take(self, slot: int) -> int:
         """The slot's port, now that its server is about to start.
@@ -50,7 +61,12 @@ class Ports:
             return port
         others = {each for other, each in self._of.items() if other != slot}
         for port in range(self._first + slot, PORT_MAX + 1):
-            if port not in others and self._free(port):
-                self._of[slot] = port
+            if port in others:
+                continue
+            if self._free(port):
+                self._of[slot] = self._last = port
                 return port
+            if port not in self._known:
+                self._known.add(port)
+                self._passed_over.append(port)
         raise AddressInUse(f"no port from {self._first + slot} on is free; choose another --first-port")

@@ -22,6 +22,11 @@ class Rolling:
         """Nobody waits."""
         return not self._waiting
 
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """Whose turn is still to come, in their order."""
+        return tuple(self._waiting)
+
     def ask(self, replica_ids: Iterable[str]) -> None:
         """Restart these too, each once."""
         if not self._waiting:

@@ -10,7 +10,7 @@ import faulthandler
 import os
 import signal
 import socket
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Final
 
 from orch.errors import ConfigError, OrchError
@@ -20,7 +20,7 @@ from orch.supervising import notify, status
 from orch.supervising.control import Caller
 from orch.supervising.fleet import Fleet
 from orch.supervising.notify import Notices, Phase, Seen
-from orch.supervising.replica import ALIVE, State
+from orch.supervising.replica import ALIVE, Replica, State
 from orch.supervising.roster import Roster
 
 MOVING: Final = (State.DRAINING, State.PLANNED, State.STARTING, State.LOADING)
@@ -37,7 +37,7 @@ class Service:
         address = environ.pop("NOTIFY_SOCKET", "")
         usec, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", str(os.getpid()))
         self.managed = bool(address)
-        self._waiting: list[Caller] = []
+        self._waiting: list[tuple[Caller, Mapping[str, int]]] = []
         self._restarting = False
         if not self.managed:
             return
@@ -61,11 +61,11 @@ class Service:
         """Whether a signal asks for a rolling restart. A hangup does where no terminal can hang up."""
         return self.managed and number == signal.SIGHUP
 
-    def restarts(self, caller: Caller | None = None) -> None:
-        """A rolling restart of all has begun. caller: is answered at its end."""
+    def restarts(self, caller: Caller | None = None, asked: Mapping[str, int] | None = None) -> None:
+        """A rolling restart has begun. caller: is answered at its end. asked: for whom, with their generations now."""
         self._restarting = True
         if caller is not None:
-            self._waiting.append(caller)
+            self._waiting.append((caller, asked or {}))
 
     def asks(self, now: float) -> bool:
         """Whether the balancer is to be asked for its figures now."""
@@ -114,17 +114,14 @@ class Service:
 
     def _answer(self, fleet: Fleet, *, stopping: bool) -> None:
         waiting, self._waiting = self._waiting, []
-        down = [
-            f"{each.id} is {each.state} ({each.reason})" for each in fleet.in_state(State.BACKOFF, State.QUARANTINED)
-        ]
-        for caller in waiting:
+        for caller, asked in waiting:
             if stopping:
                 caller.refuse(OrchError("told to stop before every replica was restarted"))
-            elif down:
+            elif down := not_back(asked, fleet.replicas):
                 caller.refuse(OrchError(f"not every replica came back: {'; '.join(down)}"))
             else:
-                ready = len(fleet.in_state(State.READY))
-                caller.answer(text=f"{ready} replica{'s' if ready > 1 else ''} restarted", replicas=ready)
+                what = f"{len(asked)} replicas" if len(asked) > 1 else "".join(asked)
+                caller.answer(text=f"{what} restarted", replicas=len(asked))
 
     def _send(self, lines: list[str]) -> None:
         """One datagram. A manager that takes none now gets it with the next: what is said is true for a while."""
@@ -137,6 +134,18 @@ class Service:
             except OSError:
                 pass  # the manager is being replaced; it asks for nothing that was said
             self._unsent.clear()
+
+
+def not_back(asked: Mapping[str, int], replicas: Mapping[str, Replica]) -> list[str]:
+    """Of the replicas that were to be restarted, those that are down or were never begun; with the reason.
+
+    asked: their generations before. One that was left out meanwhile is not missed.
+    """
+    found = [replicas[each] for each in asked if each in replicas]
+    down = [each for each in found if each.state is not State.READY or each.generation == asked[each.id]]
+    return [
+        f"{each.id} is {each.state} ({'not restarted' if each.state is State.READY else each.reason})" for each in down
+    ]
 
 
 def stuck(fleet: Fleet, now: float) -> list[str]:

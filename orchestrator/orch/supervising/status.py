@@ -53,7 +53,8 @@ class Instance:
             return "DRAINING"
         if not self.roster.served:
             return "STARTING"
-        return "READY" if len(self.fleet.in_state(State.READY)) == len(self.fleet.replicas) else "DEGRADED"
+        staying = self.fleet.staying()  # who leaves for good is not missed
+        return "READY" if all(each.state is State.READY for each in staying) else "DEGRADED"
 
     def model_facts(self, *, stopping: bool) -> Message:
         """The model as the gateways know it. reason: why it does not serve now; accepts: requests may wait for it."""
@@ -107,6 +108,7 @@ class Instance:
             "search": self.roster.search_facts,
             "balancer": None if is_command else {"pid": self.balancer.pid, "restarts": self.balancer.restarts},
             "settled": self.roster.settled,
+            "restarts_next": list(self.roster.rolling.waiting),
             "replicas": replica_facts(self.fleet, stats, self.readings, now),
             "queue": self.queue_facts(stats),
             "latency": stats.get("latency", {}),

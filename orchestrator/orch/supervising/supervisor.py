@@ -91,6 +91,7 @@ class Supervisor:
         self._leavers: list[control.Caller] = []  # callers of down
         self._unanswered_since: float | None = None  # what the balancer was asked
         self._drain_overdue = False
+        self._has_served = False
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -273,10 +274,11 @@ class Supervisor:
     def all_served(self, num_ready: int) -> None:
         """Tell the user."""
         count = f"{num_ready} replica{'s' if num_ready > 1 else ''}"
-        took_s = time.time() - self._started_at
+        took = "" if self._has_served else f" (after {time.time() - self._started_at:.1f} s)"
+        self._has_served = True
         addresses = self._balancer.addresses if isinstance(self._balancer, Proxies) else []
         where = ", ".join(addresses) or self._endpoint
-        text = f"{self._config.name} serves {self._model} with {count} at {where} (after {took_s:.1f} s)"
+        text = f"{self._config.name} serves {self._model} with {count} at {where}{took}"
         facts = {"endpoint": self._endpoint, "replicas": num_ready, "http": self._gateways.url}
         facts |= {"servers": [f"http://{each}{self._config.health or '/'}" for each in addresses]}
         facts |= {"model": self._model, "declares": bool(self._fleet.declared.get("inputs"))}
@@ -338,7 +340,7 @@ class Supervisor:
                 self.failed(StartFailed(replica.reason, Exit.BAD_CONFIG))
             elif replica.flaps >= START_ATTEMPTS:
                 what = self._config.target or self._model
-                text = f"{what} could not be started: {replica.reason} (log: {self._logs.directory})"
+                text = f"{what} could not be started: {replica.reason} (log: {self._logs.of(replica.id)})"
                 told = code == Exit.OUT_OF_MEMORY or (code == Exit.ADDRESS_IN_USE and self._config.command)
                 self.failed(StartFailed(text, Exit(code) if told else Exit.MODEL_LOAD))
 
@@ -376,7 +378,9 @@ class Supervisor:
         if self._balancer.stopped:
             self._stop_gateways()
         elif not self._bound and self._balancer.restarts >= BALANCER_ATTEMPTS:
-            self.failed(StartFailed(f"the balancer {how}, again and again (log: {self._logs.directory})", Exit.BUG))
+            self.failed(
+                StartFailed(f"the balancer {how}, again and again (log: {self._logs.of('balancer')})", Exit.BUG)
+            )
         elif self._failure is None:
             self.report(Event("balancer", f"the balancer {how}: started again; clients resend what is unanswered"))
             if not self._stopping:
@@ -443,7 +447,8 @@ class Supervisor:
         for caller in self._leavers:
             caller.answer(**facts)
         if self._failure is None:
-            left = f" with {self._unanswered} accepted requests unanswered" if self._unanswered else ""
+            requests = "request" if self._unanswered == 1 else "requests"
+            left = f" with {self._unanswered} accepted {requests} unanswered" if self._unanswered else ""
             self.report(Event("stopped", f"{self._config.name} stopped{left}", data=facts))
 
     # --- the command line ----------------------------------------------------------------------------------------
@@ -463,7 +468,8 @@ class Supervisor:
             case "restart":
                 restarting = self._restart(arguments.get("replica"))
                 if arguments.get("wait"):
-                    self._service.restarts(caller)
+                    fleet = self._fleet.replicas
+                    self._service.restarts(caller, {each: fleet[each].generation for each in restarting["restarting"]})
                 else:
                     caller.answer(**restarting)
             case "down":
