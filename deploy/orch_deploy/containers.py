@@ -8,6 +8,7 @@ from typing import Any, Final
 from orch.config import Config
 from orch_deploy.inside import MODEL_DIR, NGINX_TAG, RUNTIME_DIR, SHM_MIB, STATE_DIR, UID, Choices, Inside, inside
 from orch_deploy.render import render
+from orch_deploy.seal import sealed
 from orch_deploy.settings_text import as_variables, quoted
 
 # Where compose puts secrets.
@@ -27,7 +28,7 @@ def compose(config: Config, choices: Choices, *, image: str) -> str:
         variables["ORCH_KEYS_FILE"] = KEYS
     tls = ("tls_cert", "tls_key") if box.tls else ()
     keys = ("keys",) if box.has_keys else ()
-    return render(
+    text = render(
         "compose.yaml.j2",
         q=literal,
         box=box,
@@ -44,6 +45,7 @@ def compose(config: Config, choices: Choices, *, image: str) -> str:
         state_dir=STATE_DIR,
         shm_mib=SHM_MIB,
     )
+    return sealed(text)
 
 
 def literal(value: Any) -> str:

@@ -14,6 +14,7 @@ from orch.errors import ConfigError
 from orch_deploy import proxy
 from orch_deploy.proxy import Options
 from orch_deploy.render import render
+from orch_deploy.seal import sealed, unsealed
 from orch_deploy.site import Server, Site
 
 TEMPLATE: Final = "haproxy.cfg.j2"
@@ -36,7 +37,7 @@ def render_haproxy(site: Site, options: Options) -> str:
         ConfigError: a name or a path that cannot stand in such a file, or a certificate without its key.
     """
     proxy.check_plain(site, options)
-    return render(
+    text = render(
         TEMPLATE,
         site=site,
         options=options,
@@ -58,6 +59,7 @@ def render_haproxy(site: Site, options: Options) -> str:
         pool_purge="100ms" if site.kind == "command" else f"{proxy.limits(site).server_kept_s}s",
         nowhere=NOWHERE,
     )
+    return sealed(text)
 
 
 def slots(site: Site) -> Iterator[tuple[str, Server | None]]:
@@ -95,7 +97,7 @@ def orders(site: Site) -> list[str]:
 
 def structure(text: str) -> str:
     """What only a reload can change of a configuration: all but where its servers are, and whether they serve."""
-    return re.sub(r"^( +server \S+) (\S+)( disabled)?$", _without_port, text, flags=re.MULTILINE)
+    return re.sub(r"^( +server \S+) (\S+)( disabled)?$", _without_port, unsealed(text), flags=re.MULTILINE)
 
 
 def _without_port(line: re.Match[str]) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -40,7 +41,7 @@ class Choices:
     """What the settings do not say. gpus: how many, where the settings name none.
 
     nginx: one is wanted before a model. publish: where HTTP is to be reached; "": where the settings say. cert, key:
-    where the TLS files are to be found inside.
+    where the TLS files are to be found inside. limits: rate, allow and retry_posts of nginx's `Options`.
     """
 
     gpus: int | None = None
@@ -48,6 +49,7 @@ class Choices:
     publish: str = ""
     cert: str = ""
     key: str = ""
+    limits: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,9 @@ def inside(config: Config, choices: Choices) -> Inside:
     """
     _check_target(config)
     has_front = choices.nginx or bool(config.command)
+    if choices.limits and not has_front:
+        flag = "--" + next(iter(choices.limits)).replace("_", "-")
+        raise ConfigError(f"{flag} is for an nginx, and none is chosen: add --with-nginx")
     gateways = () if config.command else _ports(config)
     tls = (config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
     changed: dict[str, Any] = {port.name: f"{EVERYWHERE}:{port.inside}" for port in gateways}
@@ -179,6 +184,7 @@ def _behind_nginx(
         version=NGINX_VERSION,
         tls_cert=choices.cert if has_tls else None,
         tls_key=choices.key if has_tls else None,
+        **choices.limits,
     )
     return (http, *gateways[1:]), render_nginx(Site(config, tuple(servers), live=False), options)
 

@@ -10,6 +10,7 @@ from typing import Final
 from orch.config import Config
 from orch_deploy.inside import MODEL_DIR, NGINX_TAG, RUNTIME_DIR, SHM_MIB, STATE_DIR, UID, Choices, inside
 from orch_deploy.render import render
+from orch_deploy.seal import sealed
 from orch_deploy.settings_text import as_file, quoted
 
 SETTINGS_DIR, KEYS_DIR, TLS_DIR = "/etc/orch/settings", "/etc/orch/keys", "/etc/orch/tls"
@@ -29,7 +30,7 @@ def kubernetes(config: Config, choices: Choices, *, image: str, pods: int = 1, c
     """
     box = inside(config, dataclasses.replace(choices, cert=f"{TLS_DIR}/tls.crt", key=f"{TLS_DIR}/tls.key"))
     settings = as_file(box.config)
-    return render(
+    text = render(
         "kubernetes.yaml.j2",
         q=quoted,
         box=box,
@@ -53,6 +54,7 @@ def kubernetes(config: Config, choices: Choices, *, image: str, pods: int = 1, c
         probe_s=PROBE_S,
         num_probes=math.ceil(box.start_s / PROBE_S),
     )
+    return sealed(text)
 
 
 def _count(gpus: tuple[int, ...] | int | None) -> int:

@@ -11,6 +11,7 @@ from typing import Final
 from orch_deploy import proxy
 from orch_deploy.proxy import Options
 from orch_deploy.render import render
+from orch_deploy.seal import sealed
 from orch_deploy.site import Site
 
 TEMPLATE: Final = "nginx.conf.j2"
@@ -29,7 +30,7 @@ def render_nginx(site: Site, options: Options) -> str:
     """
     proxy.check_plain(site, options)
     version = options.version or (0, 0, 0)
-    return render(
+    text = render(
         TEMPLATE,
         site=site,
         options=options,
@@ -43,9 +44,11 @@ def render_nginx(site: Site, options: Options) -> str:
         access_log=access_log(site, options),
         http2_directive=version >= HTTP2_DIRECTIVE,
         keeps_idle=version >= KEEPS_IDLE,
+        keepalive=proxy.keepalive(site, options),
         constants=proxy,
         path=lambda name: path(site, options, name),
     )
+    return sealed(text)
 
 
 def path(site: Site, options: Options, name: str) -> str:

@@ -38,6 +38,11 @@ COMMAND_KEPT_S: Final = 1
 KEPT_SHARE: Final = 0.8
 # Beyond the time that orch itself may take with a request, so that orch's own answer comes first.
 MARGIN_S: Final = 10
+# A server that gets a request, and one more where that died: those that it had besides get their second chance, and a
+# request that kills its servers takes two of them.
+MAX_TRIES: Final = 2
+# Idle connections to gateways that one proxy process keeps.
+KEEPALIVE: Final = 64
 # As at orch's gateways: how long a head, or a pause within a body, may take; and an answer of which nothing is taken.
 HEAD_S: Final = 20
 SEND_S: Final = 30
@@ -56,8 +61,9 @@ class Options:
     request that may change something may be sent again though its server has died with it. standalone: the file is a
     whole configuration that an ordinary user can run, with what belongs to it in `folder`. access_log: a file, "off",
     or "" for the usual place. user: whom a standalone nginx that root starts runs its workers as. keepalive: idle
-    connections to the servers that one proxy process keeps. per_server: requests that one server gets at a time
-    (HAProxy; the others wait there); 0: any number. version: of the nginx that reads the file; None: unknown.
+    connections to the servers that one nginx process keeps; None: the usual number. per_server: requests that one
+    server gets at a time (HAProxy; the others wait there); 0: any number. version: of the nginx that reads the file;
+    None: unknown.
     """
 
     server_name: str = "_"
@@ -72,7 +78,7 @@ class Options:
     folder: str = ""
     access_log: str = ""
     user: str = ""
-    keepalive: int = 64
+    keepalive: int | None = None
     per_server: int = 0
     version: tuple[int, int, int] | None = None
 
@@ -111,7 +117,7 @@ def limits(site: Site) -> Limits:
         read_s=math.ceil(config.timeout_s * config.max_attempts) + MARGIN_S,
         client_kept_s=math.ceil(config.http_keep_alive_s),
         server_kept_s=kept_s,
-        tries=config.max_attempts,
+        tries=min(config.max_attempts, MAX_TRIES),
     )
 
 
@@ -122,6 +128,16 @@ def repeats_posts(site: Site, options: Options) -> bool:
     contract"), and there is no header that forbids it. A command's own servers have promised nothing.
     """
     return site.kind == "model" or options.retry_posts
+
+
+def keepalive(site: Site, options: Options) -> int:
+    """Idle connections to the servers that one nginx process keeps. To a command's servers none, unless asked for.
+
+    A failure on a kept connection is no try for nginx (ngx_http_upstream_next), which cannot tell a server that has
+    closed it from one that has died: a request that kills its servers would go on to the next, and take all of them.
+    """
+    usual = KEEPALIVE if site.kind == "model" else 0
+    return usual if options.keepalive is None else options.keepalive
 
 
 def private_paths(site: Site) -> str:

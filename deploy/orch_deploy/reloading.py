@@ -58,6 +58,11 @@ def reload_nginx(pid_file: Path, command: str | None = None) -> bool:
     return True
 
 
+def nginx_runs(pid_file: Path) -> bool:
+    """Whether a master process of nginx is there."""
+    return _master(pid_file, "nginx") is not None
+
+
 def reload_haproxy(socket_path: str, pid_file: Path, command: str | None = None) -> None:
     """Returns once a new process takes the requests.
 

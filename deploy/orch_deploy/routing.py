@@ -13,7 +13,7 @@ from orch_deploy.haproxy import render_haproxy
 from orch_deploy.nginx import path as nginx_path
 from orch_deploy.nginx import render_nginx
 from orch_deploy.proxy import Options
-from orch_deploy.reloading import ask_haproxy, haproxy_pid, reload_haproxy, reload_nginx
+from orch_deploy.reloading import ask_haproxy, haproxy_pid, nginx_runs, reload_haproxy, reload_nginx
 from orch_deploy.site import Site
 
 UNKNOWN_SLOT = "No such"  # HAProxy's answer about a server or backend that its configuration has not
@@ -21,13 +21,17 @@ UNKNOWN_SLOT = "No such"  # HAProxy's answer about a server or backend that its 
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """Where a proxy's file is, and how it is told to take it. binary, pid_file, reload_command: None for the usual."""
+    """Where a proxy's file is, and how it is told to take it. binary, pid_file, reload_command: None for the usual.
+
+    force: the first time a file is replaced there that is not as orch wrote it.
+    """
 
     output: Path
     options: Options
     binary: str | None = None
     pid_file: Path | None = None
     reload_command: str | None = None
+    force: bool = False
 
 
 class Proxy(Protocol):
@@ -53,8 +57,17 @@ class Nginx:
         means = self._means
         text = render_nginx(site, means.options)
         check_nginx(text, standalone=means.options.standalone, binary=means.binary)
-        writing.put(means.output, text)
+        writing.put(means.output, text, force=means.force)
         return text
+
+    def next_step(self, site: Site) -> str:
+        """What has it take a file that was written."""
+        if nginx_runs(self._pid_file(site)):
+            return "nginx takes it by --reload"
+        return f"start nginx: {self._start()}"
+
+    def _start(self) -> str:
+        return f"nginx -c {self._means.output}" if self._means.options.standalone else "systemctl start nginx"
 
     def apply(self, site: Site) -> str:
         """As `Proxy` says."""
@@ -65,10 +78,11 @@ class Nginx:
         check_nginx(text, standalone=means.options.standalone, binary=means.binary)
         # With another's files around it, it may collide with one of them, which nginx would tell at its next start.
         alone = means.options.standalone or means.reload_command is not None
-        writing.put(means.output, text, (lambda: None) if alone else (lambda: check_whole_nginx(means.binary)))
+        check = (lambda: None) if alone else (lambda: check_whole_nginx(means.binary))
+        writing.put(means.output, text, check, force=means.force and self._applied is None)
         runs = reload_nginx(self._pid_file(site), means.reload_command)
         self._applied = text
-        return "nginx reloaded" if runs else "written; nginx does not run"
+        return "nginx reloaded" if runs else f"written; nginx does not run, start it: {self._start()}"
 
     def _pid_file(self, site: Site) -> Path:
         means = self._means
@@ -91,8 +105,17 @@ class Haproxy:
         means = self._means
         text = render_haproxy(site, means.options)
         check_haproxy(text, binary=means.binary)
-        writing.put(means.output, text)
+        writing.put(means.output, text, force=means.force and self._applied is None)
         return text
+
+    def next_step(self, site: Site) -> str:
+        """What has it take a file that was written."""
+        if haproxy_pid(haproxy.socket_path(site, self._means.options)) is not None:
+            return "HAProxy takes it by --reload"
+        return f"start HAProxy: {self._start()}"
+
+    def _start(self) -> str:
+        return f"haproxy -W -f {self._means.output}"
 
     def apply(self, site: Site) -> str:
         """As `Proxy` says."""
@@ -109,7 +132,7 @@ class Haproxy:
         means = self._means
         path = haproxy.socket_path(site, means.options)
         if haproxy_pid(path) is None:
-            return "written; HAProxy does not run"
+            return f"written; HAProxy does not run, start it: {self._start()}"
         if same:
             said = ask_haproxy(path, haproxy.orders(site))
             if said is None:

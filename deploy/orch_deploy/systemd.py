@@ -29,6 +29,12 @@ WEIGHT: Final = re.compile(r"[1-9][0-9]{0,3}|10000")
 MEMORY: Final = re.compile(r"infinity|[1-9][0-9]?%|100%|[1-9][0-9]*[KMGT]?")
 
 
+# What a service finds programs in besides the folder of its interpreter, as root's shell does.
+SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# Folders of which a service of the host has its own (PrivateTmp).
+PRIVATE: Final = ("/tmp", "/var/tmp")  # noqa: S108  nothing is put there
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """How the instance is run.
@@ -90,6 +96,17 @@ def listen_address(config: Config) -> str:
     return f"{DEFAULT_HOST}:{DEFAULT_PORT}" if config.http == "auto" else config.http
 
 
+def search_path(python: str) -> str:
+    """Where a service finds programs: those of orch's environment first, as in the shell that has it active."""
+    return f"{PurePosixPath(python).parent}:{SYSTEM_PATH}"
+
+
+def out_of_sight(options: Options) -> str | None:
+    """A path of the instance that a service of the host cannot see, as its /tmp is another one; None: all are seen."""
+    paths = () if options.user else (options.directory, options.python, *options.reads)
+    return next((path for path in paths for each in PRIVATE if path == each or path.startswith(each + "/")), None)
+
+
 def environment_file(config: Config, *, user: bool) -> str:
     """Variables of the instance, kept apart from the unit."""
     return f"{'%E/orch' if user else CONFIG_DIR}/{config.name}.env"
@@ -130,6 +147,7 @@ def _service(config: Config, options: Options) -> str:
         directory=_path(options.directory),
         start=" ".join(map(word, start)),
         reload=" ".join(map(word, [*program, "restart", "--wait", *named])),
+        search_path=_quoted(search_path(options.python)),
         keys=keys_file(config),
         environment_file=environment_file(config, user=options.user),
         start_s=math.ceil(config.load_timeout_s) + START_MARGIN_S,
@@ -148,6 +166,11 @@ def _path(text: str) -> str:
             "or backslash"
         )
     return text.replace("%", "%%")
+
+
+def _quoted(text: str) -> str:
+    """Within double quotes, where `$` has no meaning (Environment=)."""
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
 
 
 def _check(config: Config, options: Options) -> None:

@@ -86,8 +86,10 @@ def accepts(front: Front) -> bool:
 def make(place: Place, target: str, *options: str, name: str = "default") -> tuple[Path, str]:
     """A file by `orch deploy`, for a free port of this host."""
     file, listen = place.base / f"{target}.{name}.conf", free_address()
+    settings = place.base / "unstarted.toml"
+    settings.write_text('target = "any:Any"\n')
     words = ("deploy", target, f"--name={name}", "--standalone", f"--listen={listen}", f"--output={file}")
-    done = place.orch(*words, *options)
+    done = place.orch(*words, f"--config={settings}", *options)
     assert done.code == 0, done
     return file, listen
 

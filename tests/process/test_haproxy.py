@@ -82,17 +82,32 @@ def test_a_post_runs_once_unless_it_may_run_twice(place: Place) -> None:
         assert sorted(notes.read_text().split()) == ["0", "1"]
 
 
+def test_a_get_that_kills_its_server_takes_two_of_them(place: Place) -> None:
+    """However warm their connections were."""
+    servers = [Server(f"r{number}", free_address()) for number in range(3)]
+    file, listen = place.base / "haproxy.cfg", free_address()
+    options = Options(listen=(listen,), standalone=True, folder=str(place.base))
+    file.write_text(render_haproxy(site(Config(command=("any",)), servers), options))
+    with serving(place, *servers), haproxy(place, file, listen) as front:
+        with Web(front.url) as web:
+            assert {web.get("/").status for _ in range(20)} == {200}
+        assert front.ask("GET", "/die").status in (502, 503)
+        eventually(lambda: sum(map(listens, servers)) == 1)
+        eventually(lambda: front.ask("GET").status == 200)
+
+
 def test_what_only_a_reload_can_change_is_reloaded(place: Place) -> None:
     """A rate, here: `orch deploy haproxy --reload` returns once a process serves that knows it."""
     first = Server("r0", free_address())
     file, listen = place.base / "haproxy.cfg", free_address()
     options = Options(listen=(listen,), standalone=True, folder=str(place.base))
     file.write_text(render_haproxy(site(Config(), [first]), options))
+    settings = place.base / "unstarted.toml"
+    settings.write_text('target = "any:Any"\n')
     socket = str(place.base / "haproxy-default.sock")
     with serving(place, first), haproxy(place, file, listen) as front:
         before = haproxy_pid(socket)
-        words = ("deploy", "haproxy", "--standalone", f"--listen={listen}", f"--output={file}", "--reload", "--rate=5")
-        done = place.orch(*words)
+        done = place.orch("deploy", "haproxy", f"--config={settings}", f"--output={file}", "--reload", "--rate=5")
         assert done.code == 0, done
         assert "HAProxy reloaded" in done.err
         assert haproxy_pid(socket) not in (None, before)

@@ -21,6 +21,7 @@ from tests.process.fronts import (
     USER,
     Asking,
     health_and_metrics_are_private,
+    listens,
     make,
     nginx,
     only_websockets_pass,
@@ -142,6 +143,17 @@ def test_a_post_runs_once_unless_it_may_run_twice(place: Place, servers: list[Se
         assert notes.read_text().count("again") == 4
 
 
+def test_a_get_that_kills_its_server_takes_two_of_them(place: Place, servers: list[Server]) -> None:
+    """However warm their connections were: nginx counts no try on one that is kept."""
+    third = Server("r2", free_address())
+    file, listen = written(place, [*servers, third], Options())
+    with serving(place, third), nginx(place, file, listen) as front:
+        assert {front.ask("GET").status for _ in range(20)} == {200}
+        assert front.ask("GET", "/die").status == 502
+        eventually(lambda: sum(map(listens, [*servers, third])) == 1)
+        eventually(lambda: front.ask("GET").status == 200)
+
+
 def test_all_servers_may_be_away_for_a_moment(place: Place) -> None:
     """Requests are answered 502 meanwhile, and 200 within two seconds of their return: none is left out for longer."""
     away = [Server("r0", free_address()), Server("r1", free_address())]
@@ -185,7 +197,8 @@ def test_a_refused_file_changes_nothing(place: Place) -> None:
     file, _ = make(place, "nginx")
     before = file.read_text()
     (place.base / "bad.pem").write_text("no certificate")
-    done = place.orch("deploy", "nginx", f"--output={file}", f"--tls-cert={place.base}/bad.pem", "--access-log=off")
+    words = (f"--config={place.base}/unstarted.toml", f"--tls-cert={place.base}/bad.pem", "--access-log=off")
+    done = place.orch("deploy", "nginx", f"--output={file}", *words)
     assert done.code == Exit.BAD_CONFIG
     assert "nginx refuses the configuration: cannot load certificate" in done.error_line()
     assert file.read_text() == before

@@ -254,15 +254,56 @@ def test_the_commands_write_what_the_settings_say(place: Path) -> None:
     assert printed.exit_code == 0, printed.output
     assert yaml.safe_load(printed.output)["services"]["orch"]["environment"]["ORCH_REPLICAS"] == "2"
     done = CliRunner().invoke(main, ["deploy", "kubernetes", "--pods", "2", "--output", "k.yaml"])
-    assert (done.exit_code, done.output) == (0, "")
+    assert done.exit_code == 0
+    assert "kubectl apply -f k.yaml" in done.output
     documents = list(yaml.safe_load_all((place / "k.yaml").read_text()))
     assert documents[1]["spec"]["replicas"] == 2
+
+
+def test_a_file_that_is_not_as_orch_wrote_it_stays(place: Path) -> None:
+    """Neither yours nor one that you have changed is replaced, but by --force; one that is as it was is."""
+    file = place / "compose.yaml"
+
+    def write(*words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(main, ["deploy", "compose", "m.py:M", "--output", "compose.yaml", *words])
+        return done.exit_code, done.output
+
+    assert write() == (
+        0,
+        "orch: compose.yaml written; next (after what its head says): docker compose up -d\n",
+    )
+    assert write("--gpus=2")[0] == 0
+    for text, why in (
+        ("services: {}\n", "was not made by"),
+        (file.read_text() + "# mine\n", "no longer as orch wrote it"),
+    ):
+        file.write_text(text)
+        code, said = write()
+        assert (code, why in said, "--force" in said) == (3, True, True)
+        assert file.read_text() == text
+    assert write("--force")[0] == 0
+    assert "# mine" not in file.read_text()
+    file.write_text(CliRunner().invoke(main, ["deploy", "kubernetes", "m.py:M"]).output)
+    assert write()[0] == 3
+
+
+def test_the_proxy_beside_it_has_limits_too(place: Path) -> None:
+    """Where there is one; else it is said how to have one."""
+    words = ["deploy", "compose", "m.py:M", "--rate=50", "--allow=10.0.0.0/8"]
+    done = CliRunner().invoke(main, [*words, "--with-nginx"])
+    front = yaml.safe_load(done.output)["configs"]["nginx"]["content"]
+    assert "rate=50r/s;" in front
+    assert front.count("allow 10.0.0.0/8;") == 1
+    done = CliRunner().invoke(main, words)
+    assert (done.exit_code, "add --with-nginx" in done.output) == (3, True)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["compose"], "no target given"),
+        (["compose"], "behind --, as ORCH_COMMAND"),
+        (["compose", "m.py:M", "--image", ""], "from --image"),
         (["compose", "m.py:M", "--gpus", "0"], "from 1 to 64"),
         (["compose", "m.py:M", "--publish", "8000"], "such as 0.0.0.0:443"),
         (["kubernetes", "m.py:M", "--pods", "many"], "from 1 to 1000"),

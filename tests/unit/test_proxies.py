@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from orch.config import Config
 from orch.errors import ConfigError, RemoteProtocolError
-from orch_deploy import proxy, told
+from orch_cli.deploy.proxying import options_of
+from orch_cli.main import main
+from orch_deploy import proxy, seal, told
 from orch_deploy.checking import NOT_ALLOWED, complaint
 from orch_deploy.haproxy import orders, render_haproxy, slots, structure
 from orch_deploy.nginx import render_nginx
 from orch_deploy.proxy import Options
+from orch_deploy.seal import Standing
 from orch_deploy.site import Server, Site, site
 
 COMMAND = Config(command=("python", "server.py", "{port}"), name="speech")
@@ -205,6 +211,76 @@ def test_a_file_says_with_which_choices_it_was_made() -> None:
     assert found == {"target": "nginx", "listen": ["443"], "tls_cert": "/c", "tls_key": "/k", "rate": 5}
     assert proxy.options_of(found) == Options(listen=("443",), tls_cert="/c", tls_key="/k", rate=5)
     assert proxy.read_stamp("server { }") == {}
+
+
+def test_a_change_of_a_file_is_noticed() -> None:
+    """By a digest of all the rest; and whose it is, by its first line."""
+    text = render_nginx(workers(0), Options())
+    assert text.splitlines()[1].startswith(seal.SEAL)
+    other = render_nginx(workers(0, 1), Options())
+    assert seal.standing("", other) is Standing.ABSENT
+    assert seal.standing(text, other) is Standing.OURS
+    for changed in (text + "# mine\n", text.replace("80;", "81;"), text.replace(seal.SEAL, "# "), text[:-1]):
+        assert seal.standing(changed, other) is Standing.CHANGED
+    assert seal.standing("server { }\n", other) is Standing.FOREIGN
+    assert seal.standing(render_haproxy(workers(0), Options()), other) is Standing.FOREIGN
+
+
+def test_a_request_gets_two_servers_at_most() -> None:
+    """And nginx keeps no connection to a command's servers: on one of those a failure would be no try."""
+    gateways = render_nginx(site(MODEL, [Server("g0", "unix:/run/orch/search/g0.http")]), Options())
+    for text in (render_nginx(workers(0, 1, 2), Options()), gateways):
+        assert "proxy_next_upstream_tries 2;" in text
+    assert "    keepalive 64;" in gateways
+    assert "    keepalive " not in render_nginx(workers(0), Options())
+    assert "    keepalive 8;" in render_nginx(workers(0), Options(keepalive=8))
+    assert "    retries 1\n" in render_haproxy(workers(0), Options())
+    once = dataclasses.replace(MODEL, max_attempts=1)
+    assert proxy.limits(site(once, [])).tries == 1
+
+
+GIVEN: dict[str, Any] = {
+    "server_name": None, "listen": (), "redirect": (), "tls_cert": None, "tls_key": None, "rate": None, "allow": (),
+    "retry_posts": False, "standalone": False,
+}  # fmt: skip
+
+
+def test_a_rerun_keeps_the_options_of_its_file(tmp_path: Path) -> None:
+    """What is given wins; a new certificate comes with its key."""
+    before = Options(listen=("127.0.0.1:8080",), rate=5, allow=("10.0.0.0/8",), keepalive=8, standalone=True)
+    again = options_of(GIVEN, before, tmp_path, {"keepalive": None, "access_log": "off"})
+    assert (again.listen, again.rate, again.allow, again.keepalive) == (before.listen, 5, before.allow, 8)
+    assert (again.standalone, again.access_log, again.folder) == (True, "off", str(tmp_path))
+    other = options_of({**GIVEN, "listen": ("81",), "rate": "7"}, before, tmp_path, {})
+    assert (other.listen, other.rate) == (("81",), 7)
+    (tmp_path / "c.pem").write_text("")
+    old = Options(tls_cert="/c", tls_key="/k")
+    assert options_of(GIVEN, old, tmp_path, {}).tls_key == "/k"
+    new = options_of({**GIVEN, "tls_cert": str(tmp_path / "c.pem")}, old, tmp_path, {})
+    assert new.tls_key == new.tls_cert == str(tmp_path / "c.pem")
+
+
+def test_nobody_runs_and_nothing_is_configured(place: Path) -> None:
+    """Then there is nothing to write of; a settings file of another instance does not help."""
+    for settings, name, code in (
+        ("", "nope", 8),
+        ('target = "m.py:M"\nname = "web"\n', "nope", 8),
+        ('target = "m.py:M"\n', "nope", 0),
+        ('target = "m.py:M"\nname = "web"\n', "web", 0),
+    ):
+        (place / "orch.toml").write_text(settings)
+        done = CliRunner().invoke(main, ["deploy", "nginx", "--name", name])
+        assert done.exit_code == code, done.output
+        assert ("nor is it configured" in done.output) == bool(code)
+
+
+def test_a_proxy_that_opens_a_command_is_told_of_without_keys(place: Path) -> None:
+    """No keys of orch help there; on loopback there is nothing to say."""
+    (place / "orch.toml").write_text('command = ["python3", "server.py", "{port}"]\n')
+    said = CliRunner().invoke(main, ["deploy", "nginx"]).output
+    assert "whoever reaches the proxy may use default: let your servers ask" in said
+    assert "orch keys" not in said
+    assert "whoever" not in CliRunner().invoke(main, ["deploy", "nginx", "--listen=127.0.0.1:80"]).output
 
 
 def test_plain_http_is_sent_on_from_port_80_beside_443_alone() -> None:

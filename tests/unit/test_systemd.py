@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from orch.config import Config, resolve
 from orch.errors import ConfigError
+from orch_cli.main import main
 from orch_deploy.layout import Wanted, files
-from orch_deploy.systemd import Options, units, word
+from orch_deploy.systemd import SYSTEM_PATH, Options, out_of_sight, units, word
 
 # As `systemd-analyze security` counts: 0 is locked in, 10 may do everything (times ten here).
 EXPOSURE = {"cpu": 17, "cuda": 20}
@@ -83,6 +86,48 @@ def test_a_users_manager_gets_what_it_can_do() -> None:
     for key in ("User", "Slice", "ProtectSystem", "PrivateTmp", "DevicePolicy", "LimitMEMLOCK", "After=network"):
         assert not lines(text, key), key
     assert lines(text, "WantedBy") == ["default.target"]
+
+
+def test_programs_are_found_as_in_orchs_environment() -> None:
+    """That of the interpreter first."""
+    text = units(config(), options(python='/opt/my "venv"/bin/python'))["orch-default.service"]
+    assert f'"PATH=/opt/my \\"venv\\"/bin:{SYSTEM_PATH}"' in lines(text, "Environment")
+
+
+def test_a_service_does_not_see_what_lies_in_tmp() -> None:
+    """That of a user's manager does."""
+    assert out_of_sight(options(directory="/srv")) is None
+    assert (
+        out_of_sight(options(directory="/tmpfiles", reads=("/var/tmp/venv/bin/python",))) == "/var/tmp/venv/bin/python"
+    )
+    assert out_of_sight(options(directory="/tmp/x", user=True)) is None
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["sh", "server.sh", "{port}"], None),
+        (["no-such-program", "{port}"], "the service finds no program no-such-program in /"),
+        (["./server", "{port}"], "the service finds no program ./server in"),
+    ],
+)
+def test_a_command_is_found_before_a_unit_is_made(place: Path, command: list[str], said: str | None) -> None:
+    """Whatever the shell's PATH is."""
+    (place / "orch.toml").write_text(f"command = {json.dumps(command)}\n")
+    done = CliRunner().invoke(main, ["deploy", "systemd", "--no-socket"])
+    assert done.exit_code == (3 if said else 0), done.output
+    assert (said or "ExecStart=") in done.output
+
+
+def test_an_option_is_called_by_its_name(place: Path) -> None:
+    """Not by the setting that is read like it."""
+    (place / "orch.toml").write_text('target = "m:M"\n')
+    for text in ("3x", "1", "-"):
+        done = CliRunner().invoke(main, ["deploy", "systemd", "--watchdog", text])
+        assert (done.exit_code, done.output) == (
+            3,
+            f"orch: watchdog = {text} (from --watchdog): use 2 to 86400 seconds\n",
+        )
 
 
 def test_words_mean_themselves() -> None:

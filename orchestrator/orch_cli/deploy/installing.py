@@ -122,7 +122,7 @@ def _install(
         unit = machine.found(f"{layout.UNITS}/{systemd.unit_name(config.name)}.service")
         directory = _line(unit, "WorkingDirectory=") or directory
     how = {key: value for key, value in choices.items() if key not in PROXY_CHOICES}
-    options = options_of(config, settings, directory, named=named, **how)
+    options = options_of(config, settings, directory, named=named, here=machine.root is None, **how)
     if machine.root is None:
         _reachable(options)
     proxy_options = Options(
@@ -199,8 +199,12 @@ def _reachable(options: systemd.Options) -> None:
     """The user orch has to get at the program; a folder that is closed to others would only be noticed at the start.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: it cannot, or the service cannot see it.
     """
+    if hidden := systemd.out_of_sight(options):
+        raise ConfigError(
+            f"{hidden}: the service cannot see it, as its /tmp is its own (PrivateTmp); move it elsewhere"
+        )
     for path in (*options.reads, options.directory):
         for folder in (Path(path), *Path(path).parents):
             try:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -14,9 +12,11 @@ import click
 
 from orch import keys, runtime
 from orch.config import Config
-from orch.errors import ConfigError, NotRunning
+from orch.errors import NotRunning
 from orch.http_settings import is_local
-from orch_cli.options import load, name_option
+from orch_cli.deploy.proxying import MAX_KEPT, allow_option, count, force_option, options_of, rate_option, retry_option
+from orch_cli.options import load, name_option, read_file
+from orch_deploy import proxy, writing
 from orch_deploy.checking import nginx_version
 from orch_deploy.haproxy import render_haproxy
 from orch_deploy.nginx import render_nginx
@@ -25,10 +25,6 @@ from orch_deploy.routing import PROXIES, Means
 from orch_deploy.site import Server, Site, configured_workers, site
 
 F = TypeVar("F", bound=Callable[..., Any])
-LISTEN: Final = re.compile(r"((\d{1,3}(\.\d{1,3}){3}|\[[0-9a-fA-F:.]+\]):)?(\d{1,5})")
-MAX_PORT: Final = 65_535
-MAX_RATE: Final = 1_000_000
-MAX_KEPT: Final = 10_000
 
 
 OPTIONS: Final = (
@@ -36,6 +32,7 @@ OPTIONS: Final = (
     click.option(
         "--output", metavar="FILE", help="Write it there, once the proxy's own check passes; unset: print it."
     ),
+    force_option,
     click.option("--reload", "now", is_flag=True, help="And have the running proxy take it."),
     click.option("--watch", is_flag=True, help="Keep FILE and the proxy true as replicas come and go, until Ctrl-C."),
     click.option("--server-name", metavar="HOST", help="Clients' name for it; unset: any that no other site has."),
@@ -53,13 +50,9 @@ OPTIONS: Final = (
         multiple=True,
         help="Where plain HTTP is sent on to HTTPS.  [default: 80 beside 443]",
     ),
-    click.option("--rate", metavar="N", help="Requests in a second of one client address; more are answered 429."),
-    click.option(
-        "--allow", metavar="NETWORK", multiple=True, help="Who else may see health and metrics, such as 10.0.0.0/8."
-    ),
-    click.option(
-        "--retry-posts", is_flag=True, help="POST may run twice: repeat it when a command's server dies with it."
-    ),
+    rate_option,
+    allow_option,
+    retry_option,
     click.option("--standalone", is_flag=True, help="A whole configuration that an ordinary user can run."),
     click.option("--pid-file", metavar="FILE", help="Where the running proxy notes its process number."),
     click.option("--reload-command", metavar="COMMAND", help="Reloads it, such as 'sudo systemctl reload nginx'."),
@@ -77,15 +70,20 @@ def proxy_options(command: F) -> F:
 @click.command()
 @proxy_options
 @click.option("--access-log", metavar="FILE", help="Where requests are logged, or off.")
-@click.option("--keepalive", metavar="N", help="Idle connections to the servers that are kept; 0: none.  [default: 64]")
+@click.option(
+    "--keepalive", metavar="N", help="Idle connections to servers that are kept.  [default: 64; to a command's 0]"
+)
 def nginx(**given: Any) -> None:
     """Write nginx's configuration: its `upstream` and `server`, for conf.d or sites-enabled.
 
     Of the running instance, or of the one that is configured. With --standalone: a whole nginx.conf.
     """
-    keepalive = _count("--keepalive", given["keepalive"], 0, MAX_KEPT)
-    more = {"version": nginx_version(given["binary"]), "access_log": _log(given["access_log"])}
-    _run("nginx", given, more | ({} if keepalive is None else {"keepalive": keepalive}))
+    more = {
+        "version": nginx_version(given["binary"]),
+        "access_log": _log(given["access_log"]),
+        "keepalive": count("--keepalive", given["keepalive"], 0, MAX_KEPT),
+    }
+    _run("nginx", given, more)
 
 
 @click.command()
@@ -97,32 +95,46 @@ def haproxy(**given: Any) -> None:
     Of the running instance, or of the one that is configured. With --watch, servers come, drain and go without a
     reload.
     """
-    _run("haproxy", given, {"per_server": _count("--per-server", given["per_server"], 1, MAX_KEPT) or 0})
+    _run("haproxy", given, {"per_server": count("--per-server", given["per_server"], 1, MAX_KEPT)})
 
 
 def _run(target: str, given: dict[str, Any], more: dict[str, Any]) -> None:
-    if given["output"] is None and (given["watch"] or given["now"]):
-        raise click.UsageError(f"{'--watch' if given['watch'] else '--reload'} needs --output FILE")
+    for key, flag in (("watch", "--watch"), ("now", "--reload"), ("force", "--force")):
+        if given["output"] is None and given[key]:
+            raise click.UsageError(f"{flag} needs --output FILE")
     output = Path(given["output"] or target).absolute()
     config = load({"name": given["name"]}, given["config_path"]).config
-    options = _options(given, output, more)
+    before = Options() if given["output"] is None else _before(output, target)
+    options = options_of(given, before, output.parent, more)
     pid_file = Path(given["pid_file"]) if given["pid_file"] else None
-    means = Means(output, options, given["binary"], pid_file, given["reload_command"])
-    _warn(config, options)
+    means = Means(output, options, given["binary"], pid_file, given["reload_command"], given["force"])
     if given["watch"]:
         from orch_deploy.watch import keep
 
+        with contextlib.suppress(NotRunning):  # it is waited for
+            _warn(_site(config, given["config_path"]), options)
         with contextlib.suppress(KeyboardInterrupt):  # the way to end it, not a failure
             keep(config.name, config, target, means, _say)
         return
-    found = _site(config)
+    found = _site(config, given["config_path"])
+    if not found.live:
+        _say(f"{config.name} does not run: these are the servers that it is configured to have")
+    _warn(found, options)
     if given["output"] is None:
         click.echo({"nginx": render_nginx, "haproxy": render_haproxy}[target](found, options), nl=False)
-    elif given["now"]:
-        _say(f"{output}: {PROXIES[target](means).apply(found)}")
+        return
+    kept = PROXIES[target](means)
+    if given["now"]:
+        _say(f"{output}: {kept.apply(found)}")
     else:
-        PROXIES[target](means).write(found)
-        _say(f"{output} written; {target} does not know yet (--reload tells it)")
+        kept.write(found)
+        _say(f"{output} written; {kept.next_step(found)}")
+
+
+def _before(output: Path, target: str) -> Options:
+    """The options that the file was made with: those of now, but for what is given."""
+    chosen = proxy.read_stamp(writing.content_of(output))
+    return proxy.options_of(chosen) if chosen.get("target") == target else Options()
 
 
 def _say(text: str) -> None:
@@ -132,15 +144,23 @@ def _say(text: str) -> None:
 # --- whose servers
 
 
-def _site(config: Config) -> Site:
-    """Of the running instance; else of the configured one, which is told."""
+def _site(config: Config, config_path: str | None) -> Site:
+    """Of the running instance; else of the configured one.
+
+    Raises:
+        NotRunning: there is none, and no settings tell what it would be.
+    """
     from orch.supervising import control
     from orch_deploy.told import site_of
 
     try:
         return site_of(control.call(config.name, "servers"), config)
-    except NotRunning:
-        _say(f"{config.name} does not run: these are the servers that it is configured to have")
+    except NotRunning as err:
+        file = read_file(config_path)[0]
+        if not (config.target or config.command) or file.get("name", config.name) != config.name:
+            raise NotRunning(
+                f"{err}; nor is it configured: name the settings file that says what it runs (--config FILE)"
+            ) from None
     return configured(config)
 
 
@@ -160,73 +180,17 @@ def _can_make(folder: Path) -> bool:
     return os.access(there, os.W_OK | os.X_OK)
 
 
-def _warn(config: Config, options: Options) -> None:
-    """A model without keys was for this host alone; a proxy opens it to whoever reaches the proxy."""
+def _warn(found: Site, options: Options) -> None:
+    """A model without keys was for this host alone, as a command's servers were; a proxy opens them to its clients."""
     hosts = [parts(each)[0].removesuffix(":").strip("[]") for each in options.listens]
-    if config.command or all(host and is_local(host) for host in hosts):
+    if all(host and is_local(host) for host in hosts):
         return
-    if not config.insecure and not keys.read(keys.path_of(config.name)):
-        _say(f"warning: {config.name} has no keys, so that whoever reaches the proxy may use it: `orch keys add NAME`")
+    who = f"warning: whoever reaches the proxy may use {found.name}"
+    if found.kind == "command":
+        _say(f"{who}: let your servers ask who it is, or have the proxy listen on loopback (--listen 127.0.0.1:PORT)")
+    elif not found.config.insecure and not keys.read(keys.path_of(found.name)):
+        _say(f"{who}, as it has no keys: `orch keys add NAME`")
 
 
-# --- options
-
-
-def _options(given: dict[str, Any], output: Path, more: dict[str, Any]) -> Options:
-    if (given["tls_cert"] is None) and (given["tls_key"] is not None):
-        raise ConfigError(
-            f"tls_key = {given['tls_key']} (from --tls-key) is given without --tls-cert; HTTPS needs both"
-        )
-    if given["redirect"] and given["tls_cert"] is None:
-        raise ConfigError("--redirect sends plain HTTP on to HTTPS, which needs --tls-cert")
-    cert = _pem("--tls-cert", given["tls_cert"])
-    return Options(
-        server_name=given["server_name"] or "_",
-        listen=tuple(_listen("--listen", each) for each in given["listen"]),
-        redirect=tuple(_listen("--redirect", each) for each in given["redirect"]),
-        tls_cert=cert,
-        tls_key=_pem("--tls-key", given["tls_key"]) or cert,
-        rate=_count("--rate", given["rate"], 1, MAX_RATE),
-        allow=(*Options().allow, *(_network(each) for each in given["allow"])),
-        retry_posts=given["retry_posts"],
-        standalone=given["standalone"],
-        folder=str(output.parent),
-        # Workers of an nginx that root has started would else be nobody's, who cannot reach root's sockets.
-        user="root" if given["standalone"] and os.geteuid() == 0 else "",
-        **more,
-    )
-
-
-def _listen(flag: str, text: str) -> str:
-    found = LISTEN.fullmatch(text)
-    if not found or not 0 < int(found[4]) <= MAX_PORT:
-        raise ConfigError(f"{flag} {text}: use a port from 1 to {MAX_PORT}, or an IP address and a port")
-    return text
-
-
-def _count(flag: str, text: str | None, low: int, high: int) -> int | None:
-    if text is None:
-        return None
-    if not text.isdecimal() or not low <= int(text) <= high:
-        raise ConfigError(f"{flag} {text}: use a whole number from {low} to {high}")
-    return int(text)
-
-
-def _network(text: str) -> str:
-    try:
-        return str(ipaddress.ip_network(text, strict=False))
-    except ValueError:
-        raise ConfigError(f"--allow {text}: use an IP address, or a network such as 10.0.0.0/8") from None
-
-
-def _pem(flag: str, text: str | None) -> str | None:
-    if text is None:
-        return None
-    path = Path(text).absolute()
-    if not path.is_file():
-        raise ConfigError(f"{flag} {text}: there is no file {path}")
-    return str(path)
-
-
-def _log(text: str | None) -> str:
-    return "" if text is None else text if text == "off" else str(Path(text).absolute())
+def _log(text: str | None) -> str | None:
+    return text if text in (None, "off") else str(Path(str(text)).absolute())

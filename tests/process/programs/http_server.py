@@ -1,9 +1,9 @@
 """A small HTTP server, as a command's replica: `http_server.py PORT [NOTES]`.
 
 Of the standard library alone, so that it starts fast. Any request is answered by {"who": its process, "path": ...,
-"body": ..., "headers": ...}, after `?ms=` milliseconds. /events is a stream of three events with a tenth of a second
-between them. With `Upgrade: websocket` it becomes an echo of lines. NOTES: a file that gets a line with the body of
-each POST as it begins to run.
+"body": ..., "headers": ...}, after `?ms=` milliseconds. /die ends the process. /events is a stream of three events with
+a tenth of a second between them. With `Upgrade: websocket` it becomes an echo of lines. NOTES: a file that gets a line
+with the body of each POST as it begins to run.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ async def _connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
             url = urlsplit(target)
             if method == "POST":
                 os.write(NOTES, body + b"\n")
+            if url.path == "/die":
+                os._exit(1)
             if url.path == "/events":
                 await _stream(writer)
                 return
