@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from orch import payload, wire
-from orch.wire import Kind, Record
+from orch.wire import Flag, Kind, Record
 from orch_balancer.admission import Limits
 from orch_balancer.outlet import Outlet
 from orch_balancer.router import Router
 
 BODY = payload.encode(b"0123456789abcdef" * 64)[0]
 REQUESTS = 3_000  # of one repeat
+TIMES = wire.pack_times(0.0, 1e-5)
 
 
 class NoRoute:
@@ -68,8 +69,12 @@ def serve(num_records: int) -> dict[str, float]:
     num_passes = max(1, REQUESTS // num_records)
     for i in range(num_passes):
         now = 1.0 + i / 1_000
-        asked = [Record(Kind.REQUEST, request_id=next(numbers), body=BODY) for _ in range(num_records)]
-        head = wire.pack_head(asked)
+        first, *_ = [next(numbers) for _ in range(num_records)]
+        asked = [Record(Kind.REQUEST, request_id=first, body=BODY)]
+        if num_records > 1:
+            bodies = (BODY,) * num_records
+            asked = [Record(Kind.REQUEST, Flag.BUNDLE, request_id=first, rows=num_records, frames=bodies)]
+        ((head,),) = wire.messages(asked)
         steps.begin()
         requests = wire.receive(head)
         steps.done("decode requests")
@@ -84,8 +89,14 @@ def serve(num_records: int) -> dict[str, float]:
         back.flush()
         steps.done("send to workers")
         for worker, entries in given:
-            said = [Record(Kind.RESULT, request_id=e.request_id, ticket=e.ticket, body=BODY) for e in entries]
-            head = wire.pack_head(said)
+            said = [
+                Record(
+                    Kind.RESULT, e.flags, request_id=e.request_id, ticket=e.ticket, deadline_ns=TIMES, rows=e.num,
+                    body=b"" if e.is_bundle else BODY, frames=(BODY,) * e.num if e.is_bundle else (),
+                )
+                for e in entries
+            ]  # fmt: skip
+            ((head,),) = wire.messages(said)
             steps.begin()
             records = wire.receive(head)
             steps.done("decode answers")

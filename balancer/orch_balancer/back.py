@@ -18,7 +18,8 @@ from orch_balancer.leases import Lease
 from orch_balancer.outlet import Outlet, Route
 from orch_balancer.peers import Peer, Watch
 from orch_balancer.pool import Worker
-from orch_balancer.router import Assignment, Cause, Router
+from orch_balancer.router import Assignment, Router
+from orch_balancer.verdict import Cause
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,8 @@ class Back:
         for entry in running:
             page = self._pages.get(entry.worker.replica)
             if page is not None:
-                page.cancel(entry.ticket)
+                for ticket in entry.tickets:
+                    page.cancel(ticket)
 
     def pass_credit(self, entry: Entry | None, credit: AnyRecord) -> None:
         """A client has read parts of a stream: its worker may send more."""

@@ -27,13 +27,14 @@ from orch_balancer.outlet import Outlet
 from orch_balancer.peers import Watch
 from orch_balancer.pool import Worker
 from orch_balancer.remote import Remote
-from orch_balancer.router import Cause, Router
+from orch_balancer.router import Router
+from orch_balancer.verdict import Cause
 
 # How often a remote peer that does not read is tried again while something waits for it.
 RETRY_S = 0.005
 # Requests and answers taken in before they are passed on, if no message brings more: the workers and clients that have
 # nothing to do need not wait until everybody's were read.
-PORTION = 16
+PORTION = 64
 NEVER = math.inf
 # A deadline may lie centuries ahead; a poll's timeout is a C int of milliseconds.
 MAX_WAIT_S = 3600.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from orch.wire import Flag, Priority
+from orch.wire import BUNDLE, Flag, Priority
 from orch_balancer import policy
 from orch_balancer.entry import QUEUED, Entry
 
@@ -14,6 +14,60 @@ from orch_balancer.entry import QUEUED, Entry
 SLACK = 1024
 # Looked up once.
 NORMAL, STREAM = int(Priority.NORMAL), Flag.STREAM
+
+
+class _Batch:
+    """What is taken together. is_first: it may be larger than the room."""
+
+    def __init__(self, wanted: int, room: int, *, is_first: bool) -> None:
+        self.entries: list[Entry] = []
+        self.rows = 0
+        self.left = wanted  # rows
+        self.is_full = False
+        self.is_refused = False  # because the next has too many rows
+        self._room = room
+        self._is_first = is_first
+
+    def draw(self, line: deque[Entry], most: int) -> int:
+        """Take from the head of a line, at least one and no more than so many rows. Ended entries there were so many.
+
+        Only one that alone has more rows than that makes it more.
+        """
+        num_ended, rows, entries = 0, self.rows, self.entries
+        until = rows + most
+        while line and rows < until:
+            entry = line[0]
+            if entry.place is not QUEUED:
+                line.popleft()
+                num_ended += 1
+                continue
+            flags, its_rows = entry.flags, entry.rows
+            if flags & BUNDLE and (entry.gone is not None or its_rows > min(until - rows, self._room - rows)):
+                if entry.gone is not None:
+                    line.popleft()
+                    line.extendleft(reversed(entry.rest()))
+                    continue
+                if self._room > rows:
+                    entry, its_rows = entry.cut_off(fitting := min(until - rows, self._room - rows)), fitting
+                    line.appendleft(entry)
+            if rows + its_rows > self._room and not (self._is_first and not entries):
+                self.is_full = self.is_refused = True
+                break
+            line.popleft()
+            entries.append(entry)
+            rows += its_rows
+            if flags & STREAM:  # it may take any time: nothing is to wait behind it
+                self.is_full = True
+                break
+        self.left -= rows - self.rows
+        self.rows = rows
+        if self.left <= 0:
+            self.is_full = True
+        return num_ended
+
+    def has_enough(self, *, is_alone: bool) -> bool:
+        """Whether a class is to add nothing more; where others wait too, a turn is one request."""
+        return self.is_full or (bool(self.entries) and not is_alone)
 
 
 class _Class:
@@ -44,48 +98,54 @@ class _Class:
             while i < end and entries[i].session is session:
                 rows += entries[i].rows
                 i += 1
-            self.rows -= rows
-            left = self.rows_of[session.id] - rows
-            if left:
-                self.rows_of[session.id] = left
-            else:
-                del self.rows_of[session.id]
+            self.left(session.id, rows)
 
-    def drain(self) -> Iterator[Entry]:
-        """The live entries as they are to run, each out of its deque when it is given; not counted."""
-        first, turns, by_client = self.first, self.turns, self.by_client
-        while first:
-            entry = first.popleft()
-            if entry.place is QUEUED:
-                yield entry
-            else:
-                self.removed -= 1
-        while turns:
-            client = turns.popleft()
-            line = by_client[client]
-            if not turns:  # nobody to take turns with
-                turns.append(client)
-                while line:
-                    entry = line.popleft()
-                    if entry.place is QUEUED:
-                        yield entry
-                    else:
-                        self.removed -= 1
-                turns.clear()
-                del by_client[client]
-                return
-            while line:
-                entry = line.popleft()
-                if entry.place is QUEUED:
-                    if line:
-                        turns.append(client)
-                    else:
-                        del by_client[client]
-                    yield entry
-                    break
-                self.removed -= 1
-            else:
-                del by_client[client]
+    @property
+    def only(self) -> Entry | None:
+        """The one entry that waits here, where one look tells."""
+        if len(self.turns) != 1 or self.first:
+            return None
+        line = self.by_client[self.turns[0]]
+        return line[0] if len(line) == 1 and line[0].place is QUEUED and not line[0].gone else None
+
+    def clear(self) -> None:
+        """That one was taken."""
+        self.turns.clear()
+        self.by_client.clear()
+        self.rows_of.clear()
+        self.rows = 0
+
+    def left(self, client: bytes, rows: int) -> None:
+        """Count rows of a client no more."""
+        self.rows -= rows
+        left = self.rows_of[client] - rows
+        if left:
+            self.rows_of[client] = left
+        else:
+            del self.rows_of[client]
+
+    def take(self, batch: _Batch, *, is_alone: bool) -> None:
+        """Add what is to run next: all that is wanted where no other class waits, else one request.
+
+        Clients get equal parts, in turns: what each would have if one request after another was taken.
+        """
+        if self.first:
+            self.removed -= batch.draw(self.first, batch.left if is_alone else 1)
+        turns, by_client = self.turns, self.by_client
+        while turns and not batch.has_enough(is_alone=is_alone):
+            part = max(1, batch.left // len(turns)) if is_alone else 1
+            for _ in range(len(turns)):
+                client = turns.popleft()
+                line = by_client[client]
+                self.removed -= batch.draw(line, part)
+                if not line:
+                    del by_client[client]
+                elif batch.is_refused:  # it waits for a batch with more room
+                    turns.appendleft(client)
+                else:
+                    turns.append(client)
+                if batch.has_enough(is_alone=is_alone):
+                    return
 
     def rebuild(self) -> None:
         """Without what was removed."""
@@ -104,7 +164,7 @@ class FairQueue:
     def __init__(self) -> None:
         self._classes = [_Class() for _ in Priority]
         self._counts = [0 for _ in Priority]
-        self.num = 0  # of all that waits
+        self.num = self.rows = 0  # of all that waits
         self._turn = 0
 
     def __len__(self) -> int:
@@ -118,12 +178,6 @@ class FairQueue:
         """Entries of one class."""
         return self._counts[priority]
 
-    @property
-    def rows(self) -> int:
-        """Of all that waits."""
-        high, normal, low = self._classes
-        return high.rows + normal.rows + low.rows
-
     def push(self, entries: Sequence[Entry], rows: int) -> None:
         """Last in their client's line: entries of one client and one priority, with so many rows."""
         first = entries[0]
@@ -134,8 +188,10 @@ class FairQueue:
             line = each.by_client[client] = deque()
             each.turns.append(client)
         line.extend(entries)
-        self._counts[priority] += len(entries)
-        self.num += len(entries)
+        num = sum([entry.num for entry in entries])
+        self._counts[priority] += num
+        self.num += num
+        self.rows += rows
         each.came(client, rows)
 
     def push_first(self, entry: Entry) -> None:
@@ -144,38 +200,39 @@ class FairQueue:
         each.first.appendleft(entry)
         self._counts[entry.priority] += 1
         self.num += 1
+        self.rows += entry.rows
         each.came(entry.session.id, entry.rows)
 
     def take(self, wanted: int, room: int) -> list[Entry]:
         """The next to run, up to `wanted` rows: at least one, even one that is larger than the room.
 
-        No more than `room` rows together otherwise. The caller moves them out of the queue.
+        No more than `room` rows together otherwise; what has more of a bundle stays. The caller moves them out of the
+        queue.
         """
+        only = self._classes[NORMAL].only
+        if only is not None and only.num == self.num and only.rows <= min(wanted, room):  # as most often
+            self._classes[NORMAL].clear()
+            self._counts[NORMAL] = self.num = self.rows = 0
+            self._turn += only.num
+            return [only]
         taken: list[Entry] = []
         rows, is_full = 0, False
         while self.num and not is_full:
             # Where no other class waits, every turn is this one's.
-            alone = self._counts[NORMAL] == self.num
-            priority = NORMAL if alone else policy.next_class(self._counts, self._turn)
-            each, num_before = self._classes[priority], len(taken)
-            alone = alone or self._counts[priority] == self.num
-            for entry in each.drain():
-                its_rows = entry.rows
-                if taken and rows + its_rows > room:
-                    each.first.appendleft(entry)
-                    is_full = True
-                    break
-                taken.append(entry)
-                rows += its_rows
-                # A stream may take any time: nothing is to wait behind it.
-                is_full = rows >= wanted or entry.flags & STREAM != 0
-                if is_full or not alone:
-                    break
-            new = taken[num_before:]
+            is_alone = self._counts[NORMAL] == self.num
+            priority = NORMAL if is_alone else policy.next_class(self._counts, self._turn)
+            is_alone = is_alone or self._counts[priority] == self.num
+            each, batch = self._classes[priority], _Batch(wanted - rows, room - rows, is_first=not taken)
+            each.take(batch, is_alone=is_alone)
+            new, is_full = batch.entries, batch.is_full
             each.went(new)
-            self._counts[priority] -= len(new)
-            self.num -= len(new)
-            self._turn += len(new)
+            num = sum([entry.num for entry in new])
+            self._counts[priority] -= num
+            self.num -= num
+            self.rows -= batch.rows
+            self._turn += num
+            rows += batch.rows
+            taken += new
         return taken
 
     def rows_ahead(self, client: bytes, priority: int) -> int:
@@ -185,13 +242,16 @@ class FairQueue:
         num_clients = len(each.rows_of) + (client not in each.rows_of)
         return sum(higher.rows for higher in self._classes[:priority]) + min(each.rows, (own + 1) * num_clients)
 
-    def forget(self, entry: Entry) -> None:
-        """Account for an entry that was just moved elsewhere: cancelled or expired."""
+    def forget(self, entry: Entry, num: int = 1) -> None:
+        """Account for requests that were just cancelled, or have expired: so many of a bundle, or the entry."""
         priority = entry.priority
         each = self._classes[priority]
-        self._counts[priority] -= 1
-        self.num -= 1
-        each.went([entry])
-        each.removed += 1
-        if each.removed > self._counts[priority] + SLACK:
-            each.rebuild()
+        self._counts[priority] -= num
+        self.num -= num
+        rows = num if entry.is_bundle else entry.rows
+        self.rows -= rows
+        each.left(entry.session.id, rows)
+        if entry.place is not QUEUED:
+            each.removed += 1
+            if each.removed > self._counts[priority] + SLACK:
+                each.rebuild()

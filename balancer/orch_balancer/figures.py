@@ -6,12 +6,16 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
-from orch_balancer.entry import Entry
+from orch.wire import read_times
+from orch_balancer.learned import Speed
 
 # Seconds: six steps in each power of ten, from what a request costs at least to the longest batches.
 STEPS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
 TIME_BOUNDS_S = tuple(step * 10.0**power for power in range(-4, 2) for step in STEPS)
 ROW_BOUNDS = tuple(2**power for power in range(11))
+
+
+Admitted = Sequence[tuple[float, int]]  # so many at each time
 
 
 class Histogram:
@@ -30,22 +34,14 @@ class Histogram:
         self.sum += value * count
 
 
-def observe_since_admission(histogram: Histogram, entries: Sequence[Entry], now: float) -> None:
-    """How long ago each was admitted; what came in one message, equally long."""
-    since, num = entries[0].admitted_at if entries else now, 0
-    for entry in entries:
-        if entry.admitted_at != since:
-            histogram.observe(now - since, num)
-            since, num = entry.admitted_at, 0
-        num += 1
-    histogram.observe(now - since, num)
-
-
 class Figures:
     """Of all requests since the balancer's start. Owns one sum for each number of rows that a batch ever had.
 
     total: from admission to the answer; queue: from admission to a worker, each time it is given to one; batch: what
     it waited at the worker until its batch ran; compute: how long that took.
+
+    What happens is noted first, in `answered`, `given` (when, and how many were admitted at which times) and `runs` (of
+    batches: rows, requests, `wire.pack_times`, when); `observe` enters it.
     """
 
     def __init__(self) -> None:
@@ -53,8 +49,25 @@ class Figures:
         self.batch_rows = Histogram(ROW_BOUNDS)
         self._runs: dict[int, tuple[int, float]] = {}  # of each number of rows: batches, and the seconds of all of them
         self._last_at = 0.0
+        self.answered: list[tuple[Admitted, float]] = []
+        self.given: list[tuple[Admitted, float]] = []
+        self.runs: list[tuple[Speed, int, int, int, float]] = []
 
-    def ran(self, rows: int, num_requests: int, waited_s: float, took_s: float, now: float) -> None:
+    def observe(self) -> None:
+        """Enter what was noted."""
+        for admitted, now in self.answered:
+            _observe_since(self.total, admitted, now)
+        for admitted, now in self.given:
+            _observe_since(self.queue, admitted, now)
+        for speed, rows, num_requests, times, now in self.runs:
+            waited_s, took_s = read_times(times)
+            speed.ran(rows, took_s)
+            self._ran(rows, num_requests, waited_s, took_s, now)
+        self.answered.clear()
+        self.given.clear()
+        self.runs.clear()
+
+    def _ran(self, rows: int, num_requests: int, waited_s: float, took_s: float, now: float) -> None:
         """A batch was answered."""
         count, sum_s = self._runs.get(rows, (0, 0.0))
         self._runs[rows] = count + 1, sum_s + took_s
@@ -79,3 +92,14 @@ class Figures:
                 "last_at_s": self._last_at,
             },
         }
+
+
+def _observe_since(histogram: Histogram, admitted: Admitted, now: float) -> None:
+    """How long ago so many were admitted; what came in one message, equally long."""
+    since, num = admitted[0][0] if admitted else now, 0
+    for admitted_at, its_num in admitted:
+        if admitted_at != since:
+            histogram.observe(now - since, num)
+            since, num = admitted_at, 0
+        num += its_num
+    histogram.observe(now - since, num)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from orch.wire import FRAME_BYTES
 
 # One new measurement moves an estimate by this much.
@@ -18,6 +20,7 @@ class Speed:
     def __init__(self) -> None:
         self.batch_s: float | None = None
         self.rows_per_s: float | None = None
+        self.row_s = math.inf  # in the model, of a batch's rows
         self._window_start: float | None = None
         self._window_rows = 0
 
@@ -38,6 +41,11 @@ class Speed:
             rate = self._window_rows / elapsed
             self.rows_per_s = rate if self.rows_per_s is None else self.rows_per_s + GAIN * (rate - self.rows_per_s)
             self._window_start, self._window_rows = now, 0
+
+    def ran(self, rows: int, took_s: float) -> None:
+        """The model took so long for a batch."""
+        row_s = took_s / rows
+        self.row_s = row_s if self.row_s == math.inf else self.row_s + GAIN * (row_s - self.row_s)
 
 
 class ResultBytes:

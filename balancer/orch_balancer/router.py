@@ -12,13 +12,13 @@ workers at once. It does not know sockets or clocks; the broker carries out what
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
-from orch import chunk, errors, payload
+from orch import bundles, chunk, errors, payload
 from orch.wire import (
+    BUNDLE,
     FINAL,
     HEADER_BYTES,
     NO_DEADLINE,
@@ -28,40 +28,24 @@ from orch.wire import (
     Priority,
     Received,
     Record,
+    Tickets,
     changed,
     error_record,
-    make_tickets,
-    read_times,
     repacked,
 )
 from orch_balancer import policy
 from orch_balancer.admission import NS, Held, Limits, refusal, refused
 from orch_balancer.deadlines import Deadlines
-from orch_balancer.entry import DISPATCHED, DONE, QUEUED, SUSPECT, Entry, Place, Session
-from orch_balancer.figures import Figures, observe_since_admission
+from orch_balancer.entry import DISPATCHED, DONE, QUEUED, SUSPECT, Entry, Place, Session, by_line
+from orch_balancer.figures import Figures
 from orch_balancer.leases import Leases
 from orch_balancer.pool import Pool, Worker
+from orch_balancer.verdict import Cause, verdict
 
 # Looked up once: they are asked of every record.
 ARENA, STREAM, ERROR = Flag.ARENA, Flag.STREAM, int(Kind.ERROR)
-# A suspect that ran while its group fell this often is the killer. Once could be another's deed: ordinary requests run
-# on the group's other workers meanwhile.
-MAX_GROUP_STRIKES = 2
 # Requests ended in one pass because their deadlines have passed: a crowd of them keeps the loop no longer than that.
 MAX_EXPIRED = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """Why a worker is lost. counts: as an attempt of what it had. convicts: a suspect that ran alone was the killer.
-
-    group: it fell with all that share its GPU, by the fault of one of them, and nobody says which.
-    """
-
-    text: str
-    counts: bool = True
-    convicts: bool = True
-    group: bool = False
 
 
 class Assignment(NamedTuple):
@@ -106,12 +90,11 @@ class Router:
         self.sessions: dict[bytes, Session] = {}
         self.counts = Counts()
         self._figures = Figures()
-        self._unobserved: list[Callable[[], None]] = []
         self.answered_by: dict[str, int] = {}  # by replica, over the lives of its workers
         self.admitting = True
         self.num_bytes = self.num_entries = self.num_queued = 0
         self._deadlines = Deadlines()
-        self._tickets = make_tickets(epoch)
+        self._tickets = Tickets(epoch)
 
     # --- clients -------------------------------------------------------------------------------------------------
 
@@ -129,7 +112,8 @@ class Router:
 
     def leave(self, session: Session) -> list[Entry]:
         """A client is gone. Returns those of its requests that run: flag them as cancelled."""
-        running = [ended for entry in list(session.entries.values()) if (ended := self._cancel(entry)) is not None]
+        entries = list(dict.fromkeys(session.entries.values()))
+        running = [ended for entry in entries if (ended := self._cancel(entry)) is not None]
         self.sessions.pop(session.id, None)
         return running
 
@@ -143,13 +127,29 @@ class Router:
         taken: list[Entry] = []  # of one model and one priority, not queued yet
         ours, limits = session.entries, self.limits
         num, num_models, last = len(requests), len(self.pools), (0, 0)
+        for request in requests:
+            if request[1] & BUNDLE:
+                num += request[8] - 1
         has_room = self.admitting and len(ours) + num <= session.limit and self.num_queued + num <= limits.queue
         try:
             for request in requests:
                 _, flags, priority, _, model, request_id, _, deadline_ns, rows, raw, frames = request
-                if request_id in ours:
+                if flags & BUNDLE:
+                    its_num, num_bytes, ids = rows, sum(bundles.sizes(raw)), range(request_id, request_id + rows)
+                    if (
+                        not has_room
+                        or model >= num_models
+                        or self.num_bytes + num_bytes > limits.num_bytes
+                        or not ours.keys().isdisjoint(ids)
+                    ):
+                        self._queue(taken)
+                        taken = []
+                        refusals += self.admit(session, bundles.apart(request), now)
+                        continue
+                elif request_id in ours:
                     continue  # resent, but this epoch has it already
-                num_bytes = len(raw) - HEADER_BYTES
+                else:
+                    its_num, num_bytes = 1, len(raw) - HEADER_BYTES
                 if frames:
                     num_bytes += payload.nbytes(b"", frames)
                 if flags & ARENA:
@@ -165,7 +165,7 @@ class Router:
                         refusals.append(refused(asked, error))
                         continue
                 entry = Entry(
-                    session, request_id, raw, frames, flags, model, deadline_ns, rows, priority, num_bytes, now
+                    session, request_id, raw, frames, flags, model, deadline_ns, rows, priority, num_bytes, now, its_num
                 )
                 if flags & ARENA:
                     entry.lease = self.leases.name(session.id, raw[HEADER_BYTES:])
@@ -175,7 +175,10 @@ class Router:
                     taken = []
                 last = line
                 self.num_bytes += num_bytes
-                ours[request_id] = entry
+                if flags & BUNDLE:
+                    ours.update(dict.fromkeys(ids, entry))
+                else:
+                    ours[request_id] = entry
                 taken.append(entry)
                 if deadline_ns:
                     self._deadlines.watch(entry)
@@ -186,6 +189,8 @@ class Router:
     def cancel(self, session: Session, request_id: int) -> Entry | None:
         """Nobody waits for it any more. Returns it if it runs: flag it as cancelled."""
         entry = session.entries.get(request_id)
+        if entry is not None and entry.is_bundle:
+            return self._cancel_one(entry, request_id)
         return None if entry is None else self._cancel(entry)
 
     # --- workers -------------------------------------------------------------------------------------------------
@@ -221,21 +226,45 @@ class Router:
         worker.accepting = False
         worker.pool.touch(worker)
 
-    def answers(self, worker: Worker, records: Iterable[Packed], now: float) -> list[tuple[Entry, Packed]]:
+    def answers(self, worker: Worker, records: Sequence[Packed], now: float) -> list[tuple[Entry, Packed]]:
         """A worker's message. Returns the answers that somebody waits for, each with its entry."""
         pool, outstanding = worker.pool, worker.outstanding
         found: list[tuple[Entry, Packed]] = []
-        answered: list[Entry] = []  # those that end with this message
-        rows = num_streams = num_final = num_ended = num_bytes = num_failed = times = 0
+        answered: list[tuple[float, int]] = []  # when they were admitted, and how many
+        rows = num_streams = num_final = num_ended = num_bytes = num_failed = num_answered = times = 0
         are_large = pool.results.are_large
-        for record in records:
-            kind, flags, _, _, _, _, ticket, spent, _, _, frames = record
+        each_line: Iterable[Packed] = records
+        if any([record[1] & BUNDLE for record in records]):  # noqa: C419  a generator costs more
+            each_line = by_line(outstanding, records)
+        for record in each_line:
+            kind, flags, _, _, _, _, ticket, spent, num, _, frames = record
             entry = outstanding.get(ticket)
             if entry is None:
-                self.counts.late += 1
+                self.counts.late += num if flags & BUNDLE else 1
                 continue
             is_waited_for = entry.place is DISPATCHED
-            if kind not in FINAL:
+            if entry.flags & BUNDLE and kind in FINAL:
+                num = num if flags & BUNDLE else 1
+                for each in range(ticket, ticket + num):
+                    del outstanding[each]
+                num_final += num
+                rows += num
+                if flags & ~BUNDLE or frames:
+                    record = self._settle(worker, entry, Received(*record))  # noqa: PLW2901
+                elif are_large:
+                    for _ in range(num):
+                        pool.results.observe(0)
+                if not is_waited_for:
+                    continue
+                if kind == ERROR:
+                    num_failed += 1
+                elif spent > 0:
+                    times = spent
+                num_bytes += self._answered_some(entry, ticket - entry.ticket, num)
+                answered.append((entry.admitted_at, num))
+                num_answered += num
+                num_ended += num
+            elif kind not in FINAL:
                 entry.sent_parts = True
             else:
                 del outstanding[ticket]
@@ -253,7 +282,8 @@ class Router:
                     num_failed += 1
                 elif spent > 0:
                     times = spent
-                answered.append(entry)
+                answered.append((entry.admitted_at, 1))
+                num_answered += 1
                 if entry.deadline_ns or entry.lease is not None:
                     self._end(entry)
                 else:  # the same, for most of them
@@ -263,15 +293,15 @@ class Router:
                     del entry.session.entries[entry.request_id]
             if is_waited_for:
                 found.append((entry, record))
-        self._unobserved.append(partial(observe_since_admission, self._figures.total, answered, now))
+        self._figures.answered.append((answered, now))
         self.num_bytes -= num_bytes
         self.num_entries -= num_ended
-        self.counts.answered += len(answered)
+        self.counts.answered += num_answered
         self.counts.failed += num_failed
         if rows:
             self.answered_by[worker.replica] += num_final
             if times:
-                self._unobserved.append(partial(self._figures.ran, rows, num_final, *read_times(times), now))
+                self._figures.runs.append((pool.speed, rows, num_final, times, now))
             worker.rows -= rows
             worker.streams -= num_streams
             # A stream's life is no batch's time, nor is nothing: then this is the rest of a batch's answers.
@@ -289,10 +319,13 @@ class Router:
         ended: list[Ended] = []
         # From the youngest, as each goes to the head of the line.
         for ticket, entry in reversed(list(worker.outstanding.items())):
-            entry.worker, entry.ticket, entry.result = None, 0, None
             if entry.place is DONE:
                 continue  # cancelled while it ran
-            error = self._verdict(entry, cause, ticket in running, worker)
+            if entry.flags & BUNDLE:  # from here on each has a fate of its own
+                place = ticket - entry.ticket
+                entry = entry.some(place, place + 1)  # noqa: PLW2901
+            entry.worker, entry.ticket, entry.result = None, 0, None
+            error = verdict(entry, cause, ticket in running, worker, self.limits.max_attempts)
             if error is None:
                 self._requeue(entry, now, ended)
             else:
@@ -324,7 +357,9 @@ class Router:
             while pool.queue.num and (found := pool.best(now)) is not None:
                 worker, room = found
                 idle, most = (len(pool.idle), pool.idle_weight), worker.max_batch_size
-                wanted = policy.share(pool.queue.rows, worker.weight, *idle, room, most, pool.awaited(now))
+                wanted = policy.share(
+                    pool.queue.rows, worker.weight, *idle, room, most, pool.awaited(now), pool.speed.row_s
+                )
                 made.append(self._give(worker, pool.queue.take(wanted, room), now))
         return made
 
@@ -335,18 +370,25 @@ class Router:
             worker.began_at = now
         expected = worker.pool.results.expected
         outstanding, tickets = worker.outstanding, self._tickets
-        self.num_queued -= len(entries)
-        self._unobserved.append(partial(observe_since_admission, self._figures.queue, entries, now))
+        if expected:  # a chunk for each result, where its client can read it there
+            entries = [each for entry in entries for each in (entry.apart() if entry.session.maps else [entry])]
+        admitted = [(entry.admitted_at, entry.num) for entry in entries]
+        self._figures.given.append((admitted, now))
         for entry in entries:
-            ticket = next(tickets)
+            num = entry.num
+            self.num_queued -= num
+            ticket = tickets.take(num)
             if entry.flags & STREAM:
                 worker.streams += 1
             entry.place = DISPATCHED
             entry.worker = worker
             entry.ticket = ticket
             entry.attempts += 1
-            outstanding[ticket] = entry
             worker.rows += entry.rows
+            if num > 1:
+                outstanding.update(dict.fromkeys(range(ticket, ticket + num), entry))
+                continue
+            outstanding[ticket] = entry
             if entry.lease is not None:
                 self.leases.read(entry.lease, worker.process)
             if expected and entry.session.maps and not entry.is_stream:
@@ -375,33 +417,6 @@ class Router:
         if not pool.suspects and not pool.lanes:
             pool.one_lane = False
 
-    def _verdict(self, entry: Entry, cause: Cause, was_running: bool, worker: Worker) -> errors.RequestError | None:
-        """What a worker's death means for a request it had. None: run it again."""
-        if not cause.counts:
-            entry.attempts -= 1
-        pool = worker.pool
-        if not entry.may_retry:
-            why = "a part of its stream was already sent" if entry.sent_parts else "it may not be retried"
-            return errors.WorkerLost(f"{worker.replica} {cause.text}, and {why}")
-        last = entry.attempts >= self.limits.max_attempts
-        if cause.group and was_running:
-            entry.group_strikes += entry.is_suspect
-            if entry.group_strikes >= MAX_GROUP_STRIKES:
-                return errors.Poisoned(
-                    f"each time this input ran alone, its group fell ({worker.replica} {cause.text}); change it"
-                )
-            entry.is_suspect = True
-            pool.one_lane = True
-        if cause.counts and was_running:
-            if entry.is_suspect and (cause.convicts or last):
-                return errors.Poisoned(
-                    f"run alone, this input took {worker.replica} along ({cause.text}), as it had one before; change it"
-                )
-            entry.is_suspect = True
-        if last and cause.counts:
-            return errors.WorkerLost(f"{worker.replica} {cause.text}; that was attempt {entry.attempts}, the last")
-        return None
-
     def _requeue(self, entry: Entry, now: float, ended: list[Ended]) -> None:
         deadline_ns = entry.deadline_ns
         if deadline_ns != NO_DEADLINE and deadline_ns <= now * NS:
@@ -420,11 +435,14 @@ class Router:
     def _queue(self, entries: list[Entry]) -> None:
         """What was just admitted: of one client, one model and one priority."""
         if entries:
-            num = len(entries)
+            num, rows = entries[0].num, entries[0].rows
+            for entry in entries[1:]:
+                num += entry.num
+                rows += entry.rows
             self.num_entries += num
             self.num_queued += num
             self.counts.admitted += num
-            pool, rows = self.pools[entries[0].model], sum([entry.rows for entry in entries])
+            pool = self.pools[entries[0].model]
             pool.queue.push(entries, rows)
             pool.came(rows)
 
@@ -461,11 +479,50 @@ class Router:
         self._end(entry)
         return Ended(session, record)
 
+    def _answered_some(self, entry: Entry, place: int, num: int) -> int:
+        """So many of a bundle, from that place on, have their answers: the bytes that they had."""
+        entry.num -= num
+        num_bytes = sum(bundles.sizes(entry.raw)[place : place + num]) if entry.num else entry.num_bytes
+        entry.num_bytes -= num_bytes
+        if not entry.num:
+            entry.place = DONE
+        ours, first = entry.session.entries, entry.request_id + place
+        for each in range(first, first + num):
+            del ours[each]
+        return num_bytes
+
     def _cancel(self, entry: Entry) -> Entry | None:
         runs = entry.place is DISPATCHED
-        self.counts.cancelled += 1
+        self.counts.cancelled += entry.num
         self._end(entry)
         return entry if runs else None
+
+    def _cancel_one(self, entry: Entry, request_id: int) -> Entry | None:
+        """One of a bundle."""
+        if entry.num == 1:
+            return self._cancel(entry)
+        place = request_id - entry.request_id
+        num_bytes = bundles.sizes(entry.raw)[place]
+        self.counts.cancelled += 1
+        self.num_bytes -= num_bytes
+        self.num_entries -= 1
+        entry.num -= 1
+        entry.num_bytes -= num_bytes
+        del entry.session.entries[request_id]
+        if entry.place is QUEUED:
+            entry.rows -= 1
+            entry.gone = (entry.gone or set()) | {place}
+            self.num_queued -= 1
+            self.pools[entry.model].queue.forget(entry)
+            return None
+        # Its worker answers it yet, to nobody.
+        ticket, worker = entry.ticket + place, entry.worker
+        one = Entry(
+            entry.session, request_id, b"", (), entry.flags & ~BUNDLE, entry.model, 0, 1, entry.priority, 0,
+            entry.admitted_at, 0, DONE, entry.attempts, ticket, worker,
+        )  # fmt: skip
+        worker.outstanding[ticket] = one
+        return one
 
     def _end(self, entry: Entry) -> None:
         """DONE. A request that still runs keeps its worker's slot until the worker answers."""
@@ -474,8 +531,9 @@ class Router:
         was = entry.place
         entry.place = DONE
         self.num_bytes -= entry.num_bytes
-        self.num_entries -= 1
-        del entry.session.entries[entry.request_id]
+        self.num_entries -= entry.num
+        for each in entry.open_ids():
+            del entry.session.entries[each]
         if entry.lease is not None:
             self.leases.end(entry.lease)
         has_deadline = entry.deadline_ns != NO_DEADLINE
@@ -488,10 +546,10 @@ class Router:
             entry.raw, entry.frames = b"", ()
 
     def _unqueue(self, entry: Entry, was: Place) -> None:
-        self.num_queued -= 1
+        self.num_queued -= entry.num
         pool = self.pools[entry.model]
         if was is QUEUED:
-            pool.queue.forget(entry)
+            pool.queue.forget(entry, entry.num)
         else:
             pool.suspects.remove(entry)
 
@@ -499,9 +557,7 @@ class Router:
 
     def observe(self) -> None:
         """Enter into the figures what has happened, now that nobody waits for the loop."""
-        for each in self._unobserved:
-            each()
-        self._unobserved.clear()
+        self._figures.observe()
 
     @property
     def figures(self) -> Figures:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
 from orch import errors, payload, wire
@@ -22,8 +23,9 @@ MAX_RESENDS = 8
 SLACK = 1024
 ANSWERS = FINAL | {Kind.PART}
 # For every record: to look a member up in its enum costs as much as the rest of a comparison.
+BUNDLE = Flag.BUNDLE
 REQUEST, RESULT, PART, END = int(Kind.REQUEST), int(Kind.RESULT), int(Kind.PART), int(Kind.END)
-KEPT = Flag.KEPT
+KEPT, STREAM = Flag.KEPT, Flag.STREAM
 # A NamedTuple's own constructor is a Python function, and takes three times as long.
 new_tuple = tuple.__new__
 
@@ -80,6 +82,16 @@ class Call:
         return not self.flags & Flag.NO_RETRY and not self.got_parts
 
 
+def _bundle(bodies: list[bytes], follows: tuple[int, int, int, int]) -> Record:
+    """One record for calls in a row; a plain one for one call. follows: as the call after the last of them would be."""
+    next_id, flags, priority, model = follows
+    num = len(bodies)
+    if num == 1:
+        return new_tuple(Record, (REQUEST, flags, priority, 0, model, next_id - 1, 0, 0, 1, bodies[0], ()))
+    fields = (REQUEST, flags | BUNDLE, priority, 0, model, next_id - num, 0, 0, num, b"", tuple(bodies))
+    return new_tuple(Record, fields)
+
+
 def _settled(_value: Any, _error: BaseException | None) -> None:
     """What a finished call settles."""
 
@@ -94,6 +106,7 @@ class Calls:
         self._sent_bytes = 0
         self._timed: deque[Call] = deque()  # submitted with a deadline, and not in the heap yet
         self._deadlines: list[tuple[float, int, Call]] = []
+        self._results: deque[tuple[int, bytes, int]] = deque()  # received in bundles, and not taken yet
         self.window = 1
         self.loans = Loans()
 
@@ -106,6 +119,16 @@ class Calls:
     def say(self, record: Record) -> None:
         """Queue a record that is no call; from any thread."""
         self.control.append(record)
+
+    @property
+    def has_results(self) -> bool:
+        """Whether `take_results` has something to do."""
+        return bool(self._results)
+
+    @property
+    def is_half_unsent(self) -> bool:
+        """Whether no more are under way than wait to be sent: two halves that take turns keep both sides busy."""
+        return len(self.unsent) >= len(self._sent)
 
     @property
     def num_sent(self) -> int:
@@ -132,6 +155,8 @@ class Calls:
             records.append(self.control.popleft())
         unsent, sent, sent_bytes = self.unsent, self._sent, self._sent_bytes
         room = self.window - len(sent)
+        bundle: list[bytes] = []  # bodies of calls that differ in nothing else, but for their numbers
+        bundled, bundle_bytes = (0, 0, 0, 0), 0  # the number that may follow, flags, priority and model; bytes
         while unsent:
             call = unsent[0]
             num_bytes = call.num_bytes
@@ -144,11 +169,23 @@ class Calls:
             sent[call.request_id] = call
             sent_bytes += num_bytes
             room -= 1
-            if call.frames or call.deadline is not None or call.resends:
+            request_id, flags, bundle_bytes = call.request_id, call.flags, bundle_bytes + num_bytes
+            alike = request_id, flags, call.priority, call.model
+            if call.frames or call.deadline is not None or call.resends or flags & STREAM:
+                if bundle:
+                    records.append(_bundle(bundle, bundled))
+                    bundle = []
                 records.append(self._request(call, now, local=local))
-            else:  # the same, for most of them
-                fields = (REQUEST, call.flags, call.priority, 0, call.model, call.request_id, 0, 0, 1, call.body, ())
-                records.append(new_tuple(Record, fields))
+                continue
+            if bundle and (alike != bundled or bundle_bytes > wire.BUNDLE_BYTES or len(bundle) == wire.MAX_RECORDS):
+                records.append(_bundle(bundle, bundled))
+                bundle = []
+            if not bundle:
+                bundle_bytes = num_bytes
+            bundle.append(call.body)
+            bundled = request_id + 1, flags, call.priority, call.model
+        if bundle:
+            records.append(_bundle(bundle, bundled))
         self._sent_bytes = sent_bytes
         return records + self.loans.news(now)
 
@@ -177,6 +214,9 @@ class Calls:
             RemoteProtocolError: the record is no answer.
         """
         kind, flags, _, _, _, request_id, _, times, _, body, frames = record
+        if flags & BUNDLE and kind == RESULT:
+            self._results.extend(zip(range(request_id, request_id + len(frames)), frames, repeat(times)))
+            return
         if kind not in ANSWERS:
             raise RemoteProtocolError(f"the balancer sent kind {kind} for a request")
         if kind == PART:
@@ -203,6 +243,27 @@ class Calls:
                 call.finish(None, errors.from_wire(fields["code"], fields["message"], fields["retry_after_s"]))
         except RemoteProtocolError as err:
             call.finish(None, err)
+
+    def take_results(self, most: int) -> bool:
+        """As many of those that have come in bundles; whether there are more. An interrupt in between loses none."""
+        results, sent = self._results, self._sent
+        for _ in range(min(most, len(results))):
+            request_id, body, times = results.popleft()
+            call = sent.pop(request_id, None)
+            if call is None:
+                continue
+            self._sent_bytes -= call.num_bytes
+            if call.chunk is not None:
+                self.loans.back(call.chunk)
+                call.chunk = None
+            call.times = times
+            try:
+                value = payload.decode(body)
+            except RemoteProtocolError as err:
+                call.finish(None, err)
+            else:
+                call.finish(value, None)
+        return bool(results)
 
     def _take_part(self, call: Call, record: Record) -> None:
         call.got_parts = True
@@ -266,6 +327,7 @@ class Calls:
         self._sent.clear()
         self._sent_bytes = 0
         self.control.clear()
+        self._results.clear()
         self.loans.leave()
         self.loans = Loans()
         again = []
@@ -289,6 +351,7 @@ class Calls:
         self._sent_bytes = 0
         self._timed.clear()
         self._deadlines.clear()
+        self._results.clear()
         self.unsent.clear()
         self.control.clear()
         failure: BaseException | None = None

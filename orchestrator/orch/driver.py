@@ -25,7 +25,7 @@ from orch.calls import REQUEST, RESULT, Call, Calls
 from orch.connection import Connection
 from orch.errors import Closed, NotRunning, OrchError, ProtocolError, RemoteProtocolError
 from orch.loans import IDLE_S, Loans
-from orch.wire import Kind, Record
+from orch.wire import BUNDLE, Kind, Record
 
 # A balancer that dies is back within a second; an instance that systemd starts again, with its models, later.
 RECONNECT_S = 60.0
@@ -33,6 +33,8 @@ FAREWELL = Record(Kind.GOODBYE)
 CLOSED = "the client was closed before the answer came"
 # Messages read in one turn, so that sending and deadlines get theirs.
 MAX_PASS = 64
+# Results that are resolved before what was submitted meanwhile is sent.
+PORTION = 16
 # A connection that nobody drove for this long is looked at before it is used; no balancer comes back sooner.
 UNWATCHED_S = 0.05
 
@@ -276,7 +278,7 @@ class Driver:
         self._waiting = True
         try:
             # Looked at once more after `_waiting` is set: whoever queued before saw it unset and did not wake us.
-            ready = self.closed or self._arrived or (self._welcomed and calls.sendable)
+            ready = self.closed or self._arrived or calls.has_results or (self._welcomed and calls.sendable)
             alive = connection.wait(0.0 if ready else self._sleep_s())
         finally:
             self._waiting = False
@@ -314,6 +316,8 @@ class Driver:
         """
         calls, arrived = self._calls, self._arrived
         try:
+            if calls.has_results:  # the rest, after an interrupt
+                self._take_results(connection)
             for _ in range(MAX_PASS):
                 arrived += connection.receive()
                 if not arrived:
@@ -322,6 +326,8 @@ class Driver:
                     record = arrived.popleft()
                     if record[0] == RESULT:  # its kind; most are
                         calls.take(record)
+                        if record[1] & BUNDLE:
+                            self._take_results(connection)
                     elif record.kind == Kind.HELLO:  # it does not know us: another epoch, or it had given us up
                         self._lost(connection)
                         return True
@@ -341,6 +347,13 @@ class Driver:
         except RemoteProtocolError as err:
             self._fail(err)
         return True
+
+    def _take_results(self, connection: Connection) -> None:
+        """Resolve what has come in bundles, and send meanwhile what that makes callers submit: nobody need wait."""
+        calls = self._calls
+        while calls.take_results(PORTION):
+            if calls.is_half_unsent:
+                self._send(connection)
 
     def _take(self, record: Record) -> None:
         if record.kind == Kind.WELCOME:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import enum
 import itertools
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -32,6 +32,8 @@ HEADER = struct.Struct("<BBHBBHQQqIHH")
 HEADER_BYTES = HEADER.size
 # Where a header holds what the balancer changes in a request that it gives to a worker.
 ATTEMPT_AT, TICKET_AT, TICKET = 5, 16, struct.Struct("<Q")
+# And what tells how many requests are in a packed record.
+FLAGS_AT, ROWS_AT, U16 = 2, 36, struct.Struct("<H")
 
 # One message is one turn of a peer: these bound how long a turn is, so that nobody starves beside a flood.
 MAX_RECORDS = 256
@@ -79,6 +81,7 @@ class Flag:
     BUDGET = 8  # the deadline field holds what remains, because the clocks of two hosts differ
     ARENA = 16  # the body begins with a descriptor (chunk.py): the record's large frames are in that chunk
     KEPT = 32  # in a final answer: the request's chunk is read on, and is not the client's any more
+    BUNDLE = 64  # several requests, or results, of one client in one record: see bundles.py
 
 
 class Priority(enum.IntEnum):
@@ -91,13 +94,22 @@ class Priority(enum.IntEnum):
 
 LOWEST = int(max(Priority))
 
+# What every record is asked for, looked up once.
+BUNDLE, REQUEST = Flag.BUNDLE, int(Kind.REQUEST)
+# Kinds that may be bundled, and the flags that they may have then: what one worker's death means is the same for all.
+BUNDLED, PLAIN = frozenset(map(int, (Kind.REQUEST, Kind.RESULT))), Flag.NO_RETRY
+MAX_U64 = 1 << 64
+# What the body of a bundle of so many begins with: the lengths of theirs.
+BUNDLE_LENGTHS = [struct.Struct(f"<{num}I") for num in range(MAX_RECORDS + 1)]
+
 
 class Record(NamedTuple):
     """One record. `frames` are whatever buffers the transport uses; they are passed on, never opened.
 
     deadline_ns: absolute CLOCK_MONOTONIC in nanoseconds, or the remaining budget with Flag.BUDGET; 0: none. In a RESULT
     it is what `pack_times` makes of its batch.
-    rows: batch rows of a request (at least 1), parts granted of a CREDIT.
+    rows: batch rows of a request (at least 1), parts granted of a CREDIT; of a bundle, how many are in it, whose bodies
+    are its `frames` while it is not packed.
     """
 
     kind: int
@@ -192,8 +204,8 @@ def encode(records: Sequence[Record]) -> list[Any]:
     return [head, *(frame for record in records for frame in record.frames)]
 
 
-def messages(records: Iterable[Record]) -> list[list[Any]]:
-    """As many messages as it takes for records, in order: each as `encode` makes it.
+def messages(records: Sequence[Record]) -> list[list[Any]]:
+    """As many messages as it takes for records, in order: `decode` reads them.
 
     Raises:
         LocalProtocolError: a single record owns more than MAX_FRAMES frames.
@@ -202,6 +214,8 @@ def messages(records: Iterable[Record]) -> list[list[Any]]:
     owned: list[tuple[Any, ...]] = []
     pack_header = HEADER.pack
     for kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, rows, body, frames in records:
+        if flags & BUNDLE:
+            body, frames = _bundled(frames), ()  # noqa: PLW2901
         header = pack_header(
             VERSION, kind, flags, priority, attempt, model,
             request_id, ticket, deadline_ns, len(body), rows, len(frames),
@@ -212,7 +226,7 @@ def messages(records: Iterable[Record]) -> list[list[Any]]:
 
 
 def pack(pieces: Sequence[Piece]) -> list[list[Any]]:
-    """The messages, as `encode` makes them, of packed records; cut as by `messages`."""
+    """The messages of packed records; cut as by `messages`."""
     if len(pieces) == 1:
         ((raw, frames),) = pieces
         return [[raw, *frames]]
@@ -223,20 +237,26 @@ def _cut(raws: Sequence[bytes | bytearray], owned: Sequence[tuple[Any, ...]]) ->
     """Packed records, and the frames of each, as messages within the limits."""
     if not raws:
         return []
+    if len(raws) == 1 and len(owned[0]) <= MAX_FRAMES:
+        return [[raws[0], *owned[0]]]
     num_frames = sum(map(len, owned)) if any(owned) else 0
-    if len(raws) <= MAX_RECORDS and num_frames <= MAX_FRAMES:
+    nums = [num_in(raw) for raw in raws]
+    if sum(nums) <= MAX_RECORDS and num_frames <= MAX_FRAMES:
         head = b"".join(raws)
         if len(head) <= MAX_INLINE_BYTES:  # as most have: nothing is looked at one by one
             return [[head, *itertools.chain.from_iterable(owned)] if num_frames else [head]]
     cut: list[list[Any]] = []
-    first = inline = frames = 0
-    for i, (raw, owns) in enumerate(zip(raws, map(len, owned), strict=True)):
+    first = num = inline = frames = 0
+    for i, (raw, its_num, owns) in enumerate(zip(raws, nums, map(len, owned), strict=True)):
         size = len(raw)
         if owns > MAX_FRAMES:
             raise LocalProtocolError(f"a record owns {owns} frames; at most {MAX_FRAMES} travel in one message")
-        if i > first and (i - first >= MAX_RECORDS or inline + size > MAX_INLINE_BYTES or frames + owns > MAX_FRAMES):
+        if i > first and (
+            num + its_num > MAX_RECORDS or inline + size > MAX_INLINE_BYTES or frames + owns > MAX_FRAMES
+        ):
             cut.append(_message(raws[first:i], owned[first:i]))
-            first, inline, frames = i, 0, 0
+            first, num, inline, frames = i, 0, 0, 0
+        num += its_num
         inline += size
         frames += owns
     cut.append(_message(raws[first:], owned[first:]))
@@ -254,20 +274,25 @@ def decode(head: bytes, frames: Sequence[Any] = ()) -> list[Record]:
         RemoteProtocolError: for any other input, and nothing else is ever raised.
     """
     new_tuple = tuple.__new__  # a NamedTuple's own constructor is a Python function: half of the loop's time
-    return [new_tuple(Record, each) for each in receive(head, frames, HEADER_BYTES)]
+    records: list[Record] = []
+    for each in receive(head, frames, HEADER_BYTES):
+        if each[1] & BUNDLE:
+            each = (*each[:9], b"", _bodies(each[9], each[8]))  # noqa: PLW2901
+        records.append(new_tuple(Record, each))
+    return records
 
 
 def receive(head: bytes, frames: Sequence[Any] = (), skipped: int = 0) -> list[Packed]:
-    """As `decode`, for who passes records on: each has the fields of a Received.
+    """The records of one message, for who passes them on: each has the fields of a Received. Bundles stay whole.
 
     skipped: bytes at the start of a packed record that are not kept.
 
     Raises:
-        RemoteProtocolError: for any other input, and nothing else is ever raised.
+        RemoteProtocolError: for anything else than `messages` makes, and nothing else is ever raised.
     """
     records: list[Packed] = []
     add = records.append
-    size, end, start, taken = HEADER_BYTES, len(head), 0, 0
+    size, end, start, taken, num_more = HEADER_BYTES, len(head), 0, 0, 0
     unpack = HEADER.unpack_from
     owned: tuple[Any, ...]
     while start < end:
@@ -285,11 +310,21 @@ def receive(head: bytes, frames: Sequence[Any] = (), skipped: int = 0) -> list[P
             taken += owns
         else:
             owned = ()
+        if flags & BUNDLE:
+            is_open = kind in BUNDLED and not (owns or flags & ~PLAIN & ~BUNDLE or (kind == REQUEST and deadline_ns))
+            if not is_open or rows > MAX_RECORDS or BUNDLE_LENGTHS[rows].size > length:
+                raise RemoteProtocolError(f"a bundle of {rows}, kind {kind}, flags {flags}, {owns} frames")
+            lengths = BUNDLE_LENGTHS[rows]
+            if lengths.size + sum(lengths.unpack_from(head, body_start)) != length:
+                raise RemoteProtocolError(f"a bundle whose {rows} bodies do not fill its {length} bytes")
+            if request_id + rows > MAX_U64 or ticket + rows > MAX_U64:
+                raise RemoteProtocolError(f"a bundle of {rows} from request {request_id}, ticket {ticket}")
+            num_more += rows - 1
         kept = head[start + skipped : stop]
         add((kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, rows, kept, owned))
         start = stop
-    if not records or len(records) > MAX_RECORDS:
-        raise RemoteProtocolError(f"{len(records)} records in a message; 1 to {MAX_RECORDS} are allowed")
+    if not records or len(records) + num_more > MAX_RECORDS:
+        raise RemoteProtocolError(f"{len(records) + num_more} records in a message; 1 to {MAX_RECORDS} are allowed")
     if taken != len(frames) or taken > MAX_FRAMES:
         raise RemoteProtocolError(f"{len(frames)} frames follow records that own {taken}; at most {MAX_FRAMES}")
     return records
@@ -307,6 +342,29 @@ def _what_is_wrong(version: int, kind: int, priority: int, rows: int, length: in
     return f"a body of {length} bytes where {there} are left"
 
 
+# --- bundles -----------------------------------------------------------------------------------------------------
+# Several requests, or results, in one record: see bundles.py.
+
+# Bytes of bodies in one bundle: with all lengths and the header it fits a message.
+BUNDLE_BYTES = MAX_INLINE_BYTES - HEADER_BYTES - BUNDLE_LENGTHS[MAX_RECORDS].size
+
+
+def num_in(raw: bytes | bytearray) -> int:
+    """Requests, or results, in a packed record."""
+    return int(U16.unpack_from(raw, ROWS_AT)[0]) if raw[FLAGS_AT] & BUNDLE else 1
+
+
+def _bundled(bodies: Sequence[bytes]) -> bytes:
+    return BUNDLE_LENGTHS[len(bodies)].pack(*map(len, bodies)) + b"".join(bodies)
+
+
+def _bodies(body: bytes, num: int) -> tuple[bytes, ...]:
+    """What `_bundled` was given."""
+    lengths = BUNDLE_LENGTHS[num]
+    ends = list(itertools.accumulate(lengths.unpack_from(body), initial=lengths.size))
+    return tuple([body[begin:end] for begin, end in itertools.pairwise(ends)])
+
+
 # --- tickets -----------------------------------------------------------------------------------------------------
 # A ticket names one dispatch: the balancer's epoch above, a counter below. A late answer of an earlier life of the
 # balancer, or of a worker that was given up, carries a ticket that nobody holds any more.
@@ -317,10 +375,20 @@ def make_ticket(epoch: int, counter: int) -> int:
     return epoch << 32 | (counter & 0xFFFFFFFF)
 
 
-def make_tickets(epoch: int) -> Iterator[int]:
-    """One after another, from counter 1; again from there after the last."""
-    first = make_ticket(epoch, 0)
-    return itertools.chain.from_iterable(itertools.repeat(range(first + 1, first + (1 << 32))))
+class Tickets:
+    """Issues them in one epoch, from counter 1; again from there after the last."""
+
+    def __init__(self, epoch: int) -> None:
+        self._first = self._next = make_ticket(epoch, 1)
+        self._end = self._first + (1 << 32) - 1
+
+    def take(self, num: int = 1) -> int:
+        """The first of so many, one after another."""
+        if self._next + num > self._end:
+            self._next = self._first
+        ticket = self._next
+        self._next += num
+        return ticket
 
 
 def ticket_epoch(ticket: int) -> int:

@@ -8,8 +8,8 @@ import statistics
 
 import pytest
 
-from orch import payload, wire
-from orch.wire import Kind, Record
+from orch import bundles, payload, wire
+from orch.wire import HEADER, Flag, Kind, Record
 from tests.process import raw
 from tests.process.harness import ClosedLoop, Place, eventually, moment, reset_peak, resident_bytes
 
@@ -39,6 +39,83 @@ def test_a_client_that_is_gone_frees_its_queued_work(place: Place, how: str) -> 
         assert instance.client().request(0.0) == 0.0
         assert moment() - began < 3
     eventually(lambda: instance.queue()["clients"] == 1)
+
+
+def wrong_bundles() -> list[bytes]:
+    """What begins like a bundle of two requests, and is none."""
+    bodies = tuple(payload.encode(["wrong", i])[0] for i in range(2))
+    right = Record(Kind.REQUEST, Flag.BUNDLE, request_id=1, rows=2, frames=bodies)
+    records = [
+        right._replace(kind=Kind.CANCEL),
+        right._replace(kind=Kind.RESULT),  # of a client
+        right._replace(flags=Flag.BUNDLE | Flag.STREAM),
+        right._replace(deadline_ns=2**62),
+        right._replace(request_id=2**64 - 1),
+        right._replace(rows=1),
+        right._replace(rows=3),
+        right._replace(rows=257),
+    ]
+    heads = [head for record in records for (head,) in wire.messages([record])]
+    ((good,),) = wire.messages([right])
+    return [*heads, good * 129, good[: HEADER.size] + b"\xff" * (len(good) - HEADER.size)]
+
+
+def answers_to(peer: raw.Raw, num: int) -> dict[int, list[Record]]:
+    """The first so many, by request id; bundles opened."""
+    found: dict[int, list[Record]] = {}
+    while sum(map(len, found.values())) < num:
+        records = peer.receive()
+        assert records, found
+        for record in records:
+            for each in bundles.singles(record) if record.flags & Flag.BUNDLE else [record]:
+                found.setdefault(each.request_id, []).append(each)
+    return found
+
+
+def test_who_sends_a_wrong_bundle_is_told_and_dropped_and_others_are_served(place: Place) -> None:
+    """At once; its other requests are cancelled with it."""
+    instance = place.up("plain.py:Steady")
+    wrong = wrong_bundles()
+    with ClosedLoop(instance.client(), "a", 16) as loop:
+        for i, head in enumerate(wrong):
+            with raw.connect(instance.endpoint) as peer:
+                peer.send(raw.greeting(b"%016d" % i))
+                welcome = peer.receive()
+                assert welcome is not None
+                assert welcome[0].kind == Kind.WELCOME
+                peer.send([head])
+                (error,) = answers_to(peer, 1)[0]
+                assert wire.read_map(error.body, wire.ERROR_FIELDS)["code"] == "protocol", head
+                assert peer.receive() is None
+        loop.finish()
+    assert instance.queue()["malformed"] == len(wrong)
+    assert instance.queue()["clients"] == 1
+    assert "Traceback" not in instance.log("balancer") + instance.log("r0")
+
+
+def test_bundles_that_overlap_are_answered_request_by_request(place: Place) -> None:
+    """Each number once, whichever bundle it came in first; what is wrong with one body is its own fault."""
+    instance = place.up("plain.py:Steady", replicas=2)
+    bodies = [payload.encode(["b", number])[0] for number in range(1, 41)]
+    bodies[6] = b"\xc1"
+    bundles = [
+        Record(Kind.REQUEST, Flag.BUNDLE, request_id=start + 1, rows=stop - start, frames=tuple(bodies[start:stop]))
+        for start, stop in ((0, 10), (5, 30), (0, 30), (29, 40), (39, 40))
+    ]
+    with raw.connect(instance.endpoint) as peer:
+        ((head,),) = wire.messages([*bundles, Record(Kind.CANCEL, request_id=40)])
+        peer.send([raw.greeting(b"it overlaps them")[0] + head])
+        welcome = peer.receive()
+        assert welcome is not None
+        assert welcome[0].kind == Kind.WELCOME
+        found = answers_to(peer, 39)
+        assert peer.receive(within_s=0.2) is None
+    assert sorted(found) == list(range(1, 40))
+    for number, (answer,) in found.items():
+        if number == 7:
+            assert wire.read_map(answer.body, wire.ERROR_FIELDS)["code"] == "failed"
+        else:
+            assert payload.decode(answer.body) == ["answer", "b", number]
 
 
 @pytest.mark.timeout(60)

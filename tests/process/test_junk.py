@@ -11,7 +11,7 @@ import pytest
 
 from orch import wire
 from orch.channel import FRAME_LENGTH, PREFIX
-from orch.wire import Kind, Record
+from orch.wire import Flag, Kind, Record
 from tests.process import raw
 from tests.process.harness import ClosedLoop, Instance, Place, eventually
 
@@ -38,7 +38,7 @@ def a_record(rng: random.Random) -> Record:
     frames = tuple(rng.randbytes(rng.randrange(20)) for _ in range(rng.choice((0, 0, 0, 1, 3))))
     kind, model = rng.choice(list(Kind)), rng.choice((0, 0, 1, 65535))
     return Record(
-        kind, rng.getrandbits(16), rng.randrange(256), rng.randrange(256), model,
+        kind, rng.getrandbits(16) & ~Flag.BUNDLE, rng.randrange(256), rng.randrange(256), model,
         rng.choice((0, 1, 2, 2**64 - 1)), rng.getrandbits(64), rng.choice((0, 1, -1, 2**63 - 1, -(2**63))),
         rng.choice((0, 1, 65535)), rng.choice(bodies), frames,
     )  # fmt: skip
@@ -49,9 +49,20 @@ def senseless_records(rng: random.Random) -> list[bytes]:
     return [bytes(frame) for frame in wire.encode([a_record(rng) for _ in range(rng.randrange(1, 5))])]
 
 
+def bundled(rng: random.Random) -> list[bytes]:
+    """A valid bundle, with senseless contents and any numbers."""
+    bodies = tuple(rng.choice((b"", b"\x01", rng.randbytes(20))) for _ in range(rng.randrange(1, 6)))
+    flags = Flag.BUNDLE | rng.choice((0, Flag.NO_RETRY))
+    kind, first = rng.choice((Kind.REQUEST, Kind.RESULT)), rng.choice((0, 1, 3, rng.getrandbits(63)))
+    (message,) = wire.messages(
+        [Record(kind, flags, request_id=first, ticket=rng.getrandbits(63), rows=len(bodies), frames=bodies)]
+    )
+    return message
+
+
 def mutated(rng: random.Random) -> list[bytes]:
     """A message of which some bytes are others."""
-    frames = senseless_records(rng)
+    frames = rng.choice((senseless_records, bundled))(rng)
     head = bytearray(frames[0])
     for _ in range(rng.randrange(1, 6)):
         head[rng.randrange(len(head))] = rng.randrange(256)
@@ -72,10 +83,10 @@ def over_zeromq(place: Place) -> str:
 
 @pytest.mark.parametrize("end", ["front", "back", "listen"])
 def test_junk_on_a_socket_of_the_balancer_harms_nobody(served: Instance, end: str) -> None:
-    """Random bytes, senseless records and mutated ones, from strangers and from one that had said HELLO."""
+    """Random bytes, senseless records and bundles, mutated ones, from strangers and from one that had said HELLO."""
     rng = random.Random(SEED)
     pids = served.pid_of("balancer"), served.pid_of("r0"), served.pid_of("r1")
-    makers: list[Callable[[random.Random], list[bytes]]] = [random_bytes, senseless_records, mutated]
+    makers: list[Callable[[random.Random], list[bytes]]] = [random_bytes, senseless_records, bundled, mutated]
     endpoint = over_zeromq(served.place) if end == "listen" else f"unix://{served.directory}/{end}.sock"
     # Whoever breaks the framing, too, has to call again.
     in_a_row = 100 if end == "listen" else 5

@@ -2,42 +2,84 @@
 
 from __future__ import annotations
 
-from orch_balancer.entry import DISPATCHED, DONE
+from orch import bundles, wire
+from orch.wire import Priority
+from orch_balancer.entry import DISPATCHED, DONE, QUEUED, SUSPECT, Entry
+from orch_balancer.pool import Pool
 from orch_balancer.router import Router
 
 
 def check(router: Router) -> None:
-    """Every entry is in exactly one place, and every sum is that of its parts."""
+    """Every request is in exactly one place, and every sum is that of its parts."""
     router.leases.check_invariants()
-    listed = [entry for session in router.sessions.values() for entry in session.entries.values()]
-    assert all(entry.place is not DONE for entry in listed)
+    listed: dict[Entry, list[int]] = {}
+    for session in router.sessions.values():
+        for request_id, entry in session.entries.items():
+            assert entry.session is session
+            listed.setdefault(entry, []).append(request_id)
+    for entry, request_ids in listed.items():
+        check_entry(entry, sorted(request_ids))
     assert router.num_bytes == sum(entry.num_bytes for entry in listed)
-    assert router.num_entries == len(listed)
+    assert router.num_entries == sum(entry.num for entry in listed)
     queued = [entry for pool in router.pools for entry in pool.queue]
     suspects = [entry for pool in router.pools for entry in pool.suspects]
-    running = [
-        (ticket, entry, worker)
-        for pool in router.pools
-        for worker in pool.workers.values()
-        for ticket, entry in worker.outstanding.items()
+    workers = [worker for pool in router.pools for worker in pool.workers.values()]
+    waited_for = [
+        each for worker in workers for each in dict.fromkeys(worker.outstanding.values()) if each.place is DISPATCHED
     ]
-    waited_for = [entry for _, entry, _ in running if entry.place is DISPATCHED]
     everywhere = queued + suspects + waited_for
-    assert router.num_queued == len(queued) + len(suspects)
-    assert len(everywhere) == len(set(map(id, everywhere))), "an entry in two places"
-    assert set(map(id, everywhere)) == set(map(id, listed)), "an entry in no place, or one nobody waits for"
-    for ticket, entry, worker in running:
-        assert entry.ticket == ticket
-        assert entry.worker is worker
-        assert entry.attempts <= router.limits.max_attempts
+    assert router.num_queued == sum(entry.num for entry in queued + suspects)
+    assert len(everywhere) == len(set(everywhere)), "an entry in two places"
+    assert set(everywhere) == set(listed), "an entry in no place, or one nobody waits for"
+    assert all(entry.place is QUEUED for entry in queued)
+    assert all(entry.place is SUSPECT and not entry.is_bundle for entry in suspects)
+    tickets = [ticket for worker in workers for ticket in worker.outstanding]
+    assert len(set(tickets)) == len(tickets)
+    assert router.num_outstanding == len(tickets)
     for pool in router.pools:
-        assert sum(1 for _ in pool.queue) == len(pool.queue)
-        assert sum(entry.rows for entry in pool.queue) == pool.queue.rows
-        assert pool.idle == {
-            w.replica: w.weight for w in pool.workers.values() if w.accepting and not w.in_lane and not w.rows
-        }
-        for worker in pool.workers.values():
-            assert worker.rows == sum(entry.rows for entry in worker.outstanding.values())
-            assert worker.streams == sum(entry.is_stream for entry in worker.outstanding.values())
-            assert not worker.in_lane or worker.replica in pool.lanes
-    assert len({ticket for ticket, _, _ in running}) == len(running)
+        check_pool(router, pool)
+
+
+def check_entry(entry: Entry, request_ids: list[int]) -> None:
+    """A line of these open requests, of which its session told."""
+    assert entry.place is not DONE
+    assert entry.num == len(request_ids)
+    assert entry.open_ids() == request_ids
+    if entry.raw:
+        assert (entry.raw[wire.FLAGS_AT], *wire.HEADER.unpack_from(entry.raw)[6:7]) == (entry.flags, entry.request_id)
+    if not entry.is_bundle:
+        assert (entry.num, entry.request_id) == (1, request_ids[0])
+        assert entry.gone is None
+        return
+    places = [each - entry.request_id for each in request_ids]
+    sizes = bundles.sizes(entry.raw)
+    assert entry.num_bytes == sum(sizes[place] for place in places)
+    if entry.place is QUEUED:
+        assert entry.rows == entry.num
+        assert (entry.gone or set()) == set(range(len(sizes))) - set(places)
+    else:
+        assert entry.gone is None, "what was cancelled goes to no worker"
+        tickets = [ticket for ticket, each in entry.worker.outstanding.items() if each is entry]
+        assert sorted(tickets) == [entry.ticket + place for place in places]
+
+
+def check_pool(router: Router, pool: Pool) -> None:
+    """What waits in it, and what its workers have."""
+    queue = pool.queue
+    assert len(queue) == sum(entry.num for entry in queue)
+    assert queue.rows == sum(entry.rows for entry in queue)
+    for priority in Priority:
+        assert queue.num_of(priority) == sum(entry.num for entry in queue if entry.priority == priority)
+    assert pool.idle == {
+        w.replica: w.weight for w in pool.workers.values() if w.accepting and not w.in_lane and not w.rows
+    }
+    for worker in pool.workers.values():
+        rows = streams = 0
+        for ticket, entry in worker.outstanding.items():
+            assert ticket in entry.tickets
+            assert entry.worker is worker
+            assert entry.attempts <= router.limits.max_attempts
+            rows += 1 if entry.is_bundle else entry.rows
+            streams += entry.is_stream
+        assert (worker.rows, worker.streams) == (rows, streams)
+        assert not worker.in_lane or worker.replica in pool.lanes

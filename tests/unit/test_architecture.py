@@ -18,6 +18,7 @@ SOURCE_FOLDERS = ("orchestrator", "worker", "balancer", "deploy")
 
 # Files that only decide: what they need of the world arrives as an argument. So do all of ours that they import.
 PURE = (
+    "orchestrator/orch/bundles.py",
     "orchestrator/orch/chunk.py",
     "orchestrator/orch/command.py",
     "orchestrator/orch/command_settings.py",
@@ -62,6 +63,7 @@ PURE = (
     "balancer/orch_balancer/leases.py",
     "balancer/orch_balancer/policy.py",
     "balancer/orch_balancer/router.py",
+    "balancer/orch_balancer/verdict.py",
     "balancer/orch_gateway/answers.py",
     "balancer/orch_gateway/facts.py",
     "balancer/orch_gateway/encoding.py",

@@ -31,14 +31,29 @@ from hypothesis.stateful import (
 
 from orch import arena, chunk, payload
 from orch.arena import Arena
+from orch.bundles import singles
 from orch.calls import Call, Calls
 from orch.chunk import Chunk
 from orch.loans import Loans
-from orch.wire import FRAME_BYTES, Flag, Kind, Received, Record, addressed, changed, decode, repacked
+from orch.wire import (
+    FRAME_BYTES,
+    Flag,
+    Kind,
+    Packed,
+    Received,
+    Record,
+    addressed,
+    changed,
+    decode,
+    messages,
+    receive,
+    repacked,
+)
 from orch_balancer.admission import Limits
 from orch_balancer.entry import Session
 from orch_balancer.pool import Worker
-from orch_balancer.router import Cause, Router
+from orch_balancer.router import Router
+from orch_balancer.verdict import Cause
 from tests.unit.ledger import check
 
 EPOCH = 7
@@ -59,6 +74,12 @@ class Memory(Arena):
     def __init__(self, fd: int) -> None:
         self._map = mmap.mmap(fd, 0)
         self.memory = memoryview(self._map)
+
+
+def received(record: Record) -> list[Packed]:
+    """What the balancer reads."""
+    ((head, *frames),) = messages([record])
+    return receive(head, frames)
 
 
 def answer_of(request: bytes, num_bytes: int) -> bytes:
@@ -278,7 +299,7 @@ class Histories(RuleBasedStateMachine):
         leases, session = self.router.leases, client.session
         for record in client.up.popleft():
             if record.kind == Kind.REQUEST:
-                client.down.extend(self.router.admit(session, [repacked(record)], self.now))
+                client.down.extend(self.router.admit(session, received(record), self.now))
             elif record.kind == Kind.CANCEL:
                 self.router.cancel(session, record.request_id)
             elif record.kind == Kind.LEASE:
@@ -308,18 +329,20 @@ class Histories(RuleBasedStateMachine):
         for worker, entries in self.router.dispatch(self.now):
             (process,) = (each for each in self.processes if each.worker is worker)
             for entry in entries:
-                (request,) = decode(bytes(addressed(entry.raw, entry.attempts, entry.ticket)), entry.frames)
+                (record,) = decode(bytes(addressed(entry.raw, entry.attempts, entry.ticket)), entry.frames)
                 result = None if entry.result is None else entry.result.chunk
-                expected = self.value_of(entry.session.id, request.request_id)
-                if request.flags & Flag.ARENA:
-                    found, memory = self.arena.read(request.body)
-                    lease = found.lease
-                    seen: Any = memory[slice(*found.places[0])]
-                else:
-                    lease, seen = 0, payload.decode(request.body, request.frames)
-                process.jobs.append(
-                    Job(request, lease, seen, bytes(expected if expected is not None else seen), result)
-                )
+                requests = singles(record) if record.flags & Flag.BUNDLE else [record]
+                process.jobs += [self.job(entry.session, request, result) for request in requests]
+
+    def job(self, session: Session, request: Record, result: Chunk | None) -> Job:
+        expected = self.value_of(session.id, request.request_id)
+        if request.flags & Flag.ARENA:
+            found, memory = self.arena.read(request.body)
+            lease = found.lease
+            seen: Any = memory[slice(*found.places[0])]
+        else:
+            lease, seen = 0, payload.decode(request.body, request.frames)
+        return Job(request, lease, seen, bytes(expected if expected is not None else seen), result)
 
     def value_of(self, session_id: bytes, request_id: int) -> Any:
         """What the client had put there, as far as it still knows."""

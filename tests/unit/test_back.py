@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from orch import channel, page, wire
-from orch.wire import Kind, Record, repacked
+from orch.wire import Flag, Kind, Record, repacked
 from orch_balancer.admission import Limits
 from orch_balancer.back import Back, Expected
 from orch_balancer.entry import Place
 from orch_balancer.local import Listener
 from orch_balancer.outlet import Outlet
 from orch_balancer.peers import Watch
-from orch_balancer.router import Cause, Router
+from orch_balancer.router import Router
+from orch_balancer.verdict import Cause
 from tests.unit.ledger import check
 
 WAIT_S = 5.0
@@ -130,3 +131,23 @@ def test_a_snapshot_without_weights_is_of_equals() -> None:
     """What a supervisor says that knows of no difference."""
     message: dict[str, Any] = {"replica": "r0", "generation": 1, "pid": 7, "slot": 0, "accepting": True}
     assert Expected(**message).weight == 1.0
+
+
+def test_each_ticket_of_a_bundle_that_nobody_waits_for_is_flagged(hub: Hub) -> None:
+    """The worker looks up tickets, and knows of no lines."""
+    hub.expects(1.0)
+    hub.opens()
+    session = hub.router.hello(b"c" * 16, None)
+    bundle = Record(Kind.REQUEST, Flag.BUNDLE, request_id=1, rows=3, frames=(b"x", b"y", b"z"))
+    ((head,),) = wire.messages([bundle])
+    hub.router.admit(session, wire.receive(head), 0.0)
+    (assignment,) = hub.router.dispatch(0.0)
+    tickets = list(assignment.entries[0].tickets)
+    seen = page.StatusPage(hub.pages_fd, 0)
+    one = hub.router.cancel(session, 2)
+    assert one is not None
+    hub.back.flag([one])
+    assert seen.newly_cancelled() == [tickets[1]]
+    hub.back.flag(hub.router.leave(session))
+    assert set(seen.newly_cancelled()) >= {tickets[0], tickets[2]}
+    seen.close()

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orch import bundles
+from orch.wire import Flag, Kind, Record
 from orch_worker.batching import BatchCost, Batcher, Item
 
 
@@ -89,6 +91,110 @@ def test_everything_is_taken_once_in_order_and_no_batch_is_too_large(
         assert len(batch) == 1 or not any(requests[i][1] for i in batch)
         taken += batch
     assert taken == list(range(len(requests)))
+    assert batcher.wait_s(0.0) is None
+
+
+# --- bundles -------------------------------------------------------------------------------------------------------
+
+
+def a_bundle(first: int, num: int) -> Record:
+    """Requests whose numbers, tickets and bodies count up from `first`."""
+    bodies = tuple(b"%d" % number for number in range(first, first + num))
+    return Record(Kind.REQUEST, Flag.BUNDLE, request_id=first, ticket=first + 1000, rows=num, frames=bodies)
+
+
+def a_single(number: int, rows: int = 1) -> Record:
+    """What one of a bundle would be by itself."""
+    return Record(Kind.REQUEST, request_id=number, ticket=number + 1000, rows=rows, body=b"%d" % number)
+
+
+def item_of(record: Record, *, alone: bool = False, now: float = 0.0) -> Item:
+    """As the loop makes one."""
+    return Item(record, record.rows, alone, now, bool(record.flags & Flag.BUNDLE))
+
+
+def opened(records: list[Record]) -> list[Record]:
+    """Each request by itself."""
+    return [one for each in records for one in (bundles.singles(each) if each.flags & Flag.BUNDLE else [each])]
+
+
+def test_a_bundle_is_cut_where_the_batch_is_full() -> None:
+    """What is left of it comes first in the next one; a bundle of one is still a bundle."""
+    batcher = Batcher(4, 0.0)
+    batcher.add([item_of(each) for each in (a_single(1), a_bundle(2, 8), a_bundle(10, 2))], 0.0)
+    batches = [batcher.take() for _ in range(4)]
+    assert [[each.rows for each in batch] for batch in batches] == [[1, 3], [4], [1, 2], []]
+    assert all(each.flags & Flag.BUNDLE for batch in batches[1:] for each in batch)
+    taken = [each for batch in batches for each in opened(batch)]
+    assert taken == [a_single(number) for number in range(1, 12)]
+
+
+def test_every_request_of_a_bundle_counts_as_a_row() -> None:
+    """For whether the batch is full, and so for waiting; what is cut off counts no more."""
+    batcher = a_batcher(max_batch_size=8, fixed_s=10.0, max_wait_s=1.0)
+    batcher.add([item_of(a_bundle(1, 7))], 0.0)
+    assert not batcher.is_full
+    batcher.add([item_of(a_bundle(8, 6), now=0.5)], 0.5)
+    assert batcher.is_full
+    assert batcher.wait_s(0.5) == 0.0
+    batcher.take()
+    assert not batcher.is_full
+    assert batcher.oldest_at == 0.5
+    assert len(opened(batcher.take())) == 5
+    assert len(batcher) == 0
+
+
+def test_what_is_not_wanted_of_a_bundle_is_dropped_and_the_rest_stays() -> None:
+    """In order, and each by itself from then on."""
+    batcher = Batcher(3, 0.0)
+    batcher.add([item_of(each, now=2.0) for each in (a_single(1), a_bundle(2, 4), a_single(6))], 2.0)
+    assert batcher.drop(lambda request: request.ticket in (1001, 1003, 1005)) == [a_single(1), a_single(3), a_single(5)]
+    assert batcher.drop(lambda request: request.ticket == 1003) == []
+    assert batcher.is_full
+    assert batcher.oldest_at == 2.0
+    assert batcher.take() == [a_single(2), a_single(4), a_single(6)]
+    assert batcher.take() == []
+
+
+def test_a_stream_does_not_share_a_batch_with_a_bundle() -> None:
+    """Neither is what comes behind it taken before it."""
+    batcher = Batcher(4, 0.0)
+    stream = a_single(3)
+    batcher.add([item_of(a_bundle(1, 2)), item_of(stream, alone=True), item_of(a_bundle(4, 2))], 0.0)
+    assert [batcher.take() for _ in range(3)] == [[a_bundle(1, 2)], [stream], [a_bundle(4, 2)]]
+
+
+@given(
+    st.integers(1, 6),
+    st.lists(st.tuples(st.sampled_from(("bundle", "request", "stream")), st.integers(1, 9)), max_size=12),
+    st.sets(st.integers(0, 60)),
+    st.integers(0, 5),
+)
+def test_every_request_is_taken_or_dropped_once_in_order(
+    size: int, arrivals: list[tuple[str, int]], unwanted: set[int], num_before: int
+) -> None:
+    """Whatever the mixture, and however many batches have run when some are cancelled."""
+    batcher = Batcher(size, 0.0)
+    records: list[Record] = []
+    number = 0
+    for kind, num in arrivals:
+        record = a_bundle(number, num) if kind == "bundle" else a_single(number, num)
+        number += num
+        records.append(record)
+        batcher.add([item_of(record, alone=kind == "stream")], 0.0)
+    batches = [batcher.take() for _ in range(num_before)]
+    dropped = batcher.drop(lambda request: request.request_id in unwanted)
+    assert all(each.request_id in unwanted for each in dropped)
+    while batch := batcher.take():
+        assert not any(each.request_id in unwanted for each in opened(batch))
+        batches.append(batch)
+    for batch in batches:
+        assert all(each.rows for each in batch)
+        assert sum(each.rows for each in batch) <= size or (len(batch) == 1 and not batch[0].flags & Flag.BUNDLE)
+    taken = [each for batch in batches for each in opened(batch)]
+    assert taken == sorted(taken, key=lambda each: each.request_id)
+    assert sorted(taken + dropped) == sorted(opened(records))
+    assert not batcher.is_full
     assert batcher.wait_s(0.0) is None
 
 

@@ -7,8 +7,10 @@ import functools
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from orch import payload, wire
+from orch import bundles, payload, wire
 from orch.calls import MAX_RESENDS, NS, SLACK, WINDOW_BYTES, Call, Calls
 from orch.errors import Closed, DeadlineExceeded, Overloaded, RemoteProtocolError, WorkerLost
 from orch.wire import Flag, Kind, Priority, Record
@@ -17,6 +19,11 @@ from orch.wire import Flag, Kind, Priority, Record
 def note(outcomes: list[Any], value: Any, error: BaseException | None) -> None:
     """Remember how a call ended."""
     outcomes.append(value if error is None else error)
+
+
+def opened(record: Record) -> list[Record]:
+    """Each call of a record by itself."""
+    return bundles.singles(record) if record.flags & Flag.BUNDLE else [record]
 
 
 class Desk:
@@ -42,6 +49,7 @@ class Desk:
                 functools.partial(note, outcomes),
                 flags=more.get("flags", 0),
                 priority=more.get("priority", Priority.NORMAL),
+                model=more.get("model", 0),
                 deadline=more.get("deadline"),
                 on_part=on_part,
             )
@@ -52,11 +60,20 @@ class Desk:
         return list(self.calls.to_send(now, local=local))
 
     def sent_ids(self, now: float = 0.0) -> list[int]:
-        return [record.request_id for record in self.sends(now)]
+        return [number for numbers in self.sent_together(now) for number in numbers]
+
+    def sent_together(self, now: float = 0.0) -> list[list[int]]:
+        """The numbers of the calls in each record."""
+        return [[each.request_id for each in opened(record)] for record in self.sends(now)]
 
     def hears(self, request_id: int, value: Any = "answer", kind: int = Kind.RESULT) -> None:
         body, frames = payload.encode(value)
         self.calls.take(Record(kind, request_id=request_id, body=body, frames=tuple(map(bytearray, frames))))
+
+    def hears_bundle(self, first_id: int, *values: Any) -> None:
+        """Of values that are bytes, the bodies themselves."""
+        bodies = [value if isinstance(value, bytes) else payload.encode(value)[0] for value in values]
+        self.calls.take(Record(Kind.RESULT, Flag.BUNDLE, request_id=first_id, rows=len(bodies), frames=tuple(bodies)))
 
     def outcome(self, request_id: int) -> Any:
         """The one outcome of a call that has ended."""
@@ -158,6 +175,266 @@ def test_a_record_that_is_no_answer_is_refused_and_loses_nothing(kind: int) -> N
         desk.hears(1, kind=kind)
     desk.hears(1)
     assert desk.outcome(1) == "answer"
+
+
+# --- bundles -------------------------------------------------------------------------------------------------------
+
+
+def test_calls_in_a_row_leave_in_one_record() -> None:
+    """Which says of each what a record of its own would have said; one alone is no bundle."""
+    desk = Desk()
+    more = {"priority": Priority.LOW, "flags": Flag.NO_RETRY, "model": 3}
+    desk.submits(5, 6, 7, **more)
+    (bundle,) = desk.sends()
+    assert bundle.flags & Flag.BUNDLE
+    alone = Desk()
+    singles: list[Record] = []
+    for number in (5, 6, 7):
+        alone.submits(number, **more)
+        singles += alone.sends()
+    assert opened(bundle) == singles
+    assert not any(record.flags & Flag.BUNDLE for record in singles)
+
+
+@pytest.mark.parametrize(
+    ("more", "are_alike"),
+    [
+        ({"priority": Priority.HIGH}, True),
+        ({"model": 1}, True),
+        ({"flags": Flag.NO_RETRY}, True),
+        ({"flags": Flag.STREAM}, False),
+        ({"deadline": 9.0}, False),
+        ({"value": bytes(wire.FRAME_BYTES)}, False),
+    ],
+    ids=["priority", "model", "flags", "stream", "deadline", "frames"],
+)
+def test_what_tells_calls_apart_ends_a_bundle(more: dict[str, Any], are_alike: bool) -> None:
+    """Only calls that are alike, and need no record of their own, travel together; the order stays."""
+    desk = Desk()
+    desk.submits(1, 2)
+    desk.submits(3, 4, **more)
+    desk.submits(5, 6)
+    assert desk.sent_together() == [[1, 2], *([[3, 4]] if are_alike else [[3], [4]]), [5, 6]]
+
+
+def test_a_call_that_is_left_out_ends_a_bundle() -> None:
+    """The numbers in one follow one another."""
+    desk = Desk()
+    desk.submits(1, 2, 3, 4, 5)
+    desk.calls.cancel(desk.made[3])
+    control, *sent = desk.sends()
+    assert control.kind == Kind.CANCEL
+    assert [[each.request_id for each in opened(record)] for record in sent] == [[1, 2], [4, 5]]
+    desk.submits(7, 8, 6)
+    assert desk.sent_together() == [[7, 8], [6]]
+
+
+def test_what_is_sent_again_says_so_in_a_record_of_its_own() -> None:
+    """The balancer may know one of them and not the other."""
+    desk = Desk()
+    desk.submits(1, 2, 3)
+    desk.sends()
+    desk.submits(4, 5)
+    desk.calls.new_balancer()
+    records = desk.sends()
+    assert [[each.request_id for each in opened(record)] for record in records] == [[1], [2], [3], [4, 5]]
+    assert [bool(record.flags & Flag.RESEND) for record in records] == [True, True, True, False]
+
+
+def test_a_bundle_has_at_most_256_calls() -> None:
+    """As many as a message."""
+    desk = Desk(window=1000)
+    desk.submits(*range(1, 514))
+    assert [len(numbers) for numbers in desk.sent_together()] == [256, 256, 1]
+
+
+def test_a_bundle_fits_a_message() -> None:
+    """One call that is larger than that travels alone."""
+    desk = Desk()
+    desk.submits(*range(1, 10), value="x" * 60_000)
+    records = desk.sends()
+    assert [len(opened(record)) for record in records] == [4, 4, 1]
+    assert [len(message[0]) <= wire.MAX_INLINE_BYTES for message in wire.messages(records)] == [True] * 3
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from((1, 20_000, 60_000)),
+            st.sampled_from(Priority),
+            st.booleans(),
+            st.sampled_from((None, None, None, 5.0)),
+            st.booleans(),
+        ),
+        max_size=40,
+    ),
+    st.integers(1, 50),
+)
+def test_all_calls_leave_once_in_order_in_messages_that_can_be_read(
+    calls: list[tuple[int, Priority, bool, float | None, bool]], window: int
+) -> None:
+    """Whatever their mixture, and however the window cuts them."""
+    desk = Desk(window)
+    for number, (size, priority, is_stream, deadline, is_cancelled) in enumerate(calls, 1):
+        flags = Flag.STREAM if is_stream else 0
+        desk.submits(number, value="x" * size, priority=priority, flags=flags, deadline=deadline)
+        desk.made[number].done = is_cancelled
+    left = [number for number, call in enumerate(calls, 1) if not call[4]]
+    while left:
+        read = [each for head, *frames in wire.messages(desk.sends()) for each in wire.decode(head, frames)]
+        records = [each for record in read for each in opened(record)]
+        assert [record.request_id for record in records] == left[:window]
+        for record in records:
+            size, priority, is_stream, deadline, _ = calls[record.request_id - 1]
+            assert payload.decode(record.body) == "x" * size
+            assert (record.priority, record.flags) == (priority, Flag.STREAM if is_stream else 0)
+            assert record.deadline_ns == (deadline or 0) * NS
+            desk.hears(record.request_id)
+        left = left[window:]
+    assert not desk.calls.num_sent
+
+
+def test_answers_in_a_bundle_settle_each_its_own_call_once() -> None:
+    """Those that nobody waits for are ignored, and so is the bundle that comes again."""
+    desk = Desk(window=3)
+    desk.submits(1, 2, 3, 4)
+    desk.sends()
+    desk.hears(2, "before")
+    for _ in range(2):
+        desk.hears_bundle(0, "none", "a", "b", "c", "of 4", "none")
+        assert desk.calls.has_results
+        assert not desk.calls.take_results(100)
+        assert not desk.calls.has_results
+    assert [desk.outcome(number) for number in (1, 2, 3)] == ["a", "before", "c"]
+    assert desk.outcomes[4] == [], "it was not sent yet"
+    assert desk.sent_ids() == [4], "and now it may be"
+
+
+def test_the_answers_of_a_bundle_make_room_for_bytes_and_tell_their_batch() -> None:
+    """As answers in records of their own do."""
+    desk = Desk()
+    desk.submits(1, 2, value="x" * 60_000)
+    desk.submits(3, value=bytes(WINDOW_BYTES - 70_000))
+    assert desk.sent_ids() == [1, 2]
+    bodies = payload.encode("a")[0], payload.encode("b")[0]
+    times = wire.pack_times(0.25, 0.5)
+    desk.calls.take(Record(Kind.RESULT, Flag.BUNDLE, request_id=1, deadline_ns=times, rows=2, frames=bodies))
+    assert not desk.calls.sendable
+    assert desk.calls.take_results(1), "one was taken, and one is left"
+    assert desk.outcomes[2] == []
+    assert desk.sent_ids() == [3]
+    assert not desk.calls.take_results(1)
+    assert [desk.made[number].times for number in (1, 2)] == [times, times]
+
+
+def test_an_answer_in_a_bundle_that_cannot_be_read_ends_its_own_call_only() -> None:
+    """The others still get theirs."""
+    desk = Desk()
+    desk.submits(1, 2, 3)
+    desk.sends()
+    desk.hears_bundle(1, "a", b"\xc1", "c")
+    desk.calls.take_results(100)
+    assert isinstance(desk.outcome(2), RemoteProtocolError)
+    assert [desk.outcome(1), desk.outcome(3)] == ["a", "c"]
+
+
+@pytest.mark.parametrize("body", [payload.encode("b")[0], b"\xc1"], ids=["result", "error"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
+def test_an_exception_out_of_a_callback_leaves_the_other_answers_of_a_bundle_to_be_taken(
+    error: type[BaseException], body: bytes
+) -> None:
+    """With the next look at what has arrived."""
+    desk = Desk()
+    desk.submits(1, 2, 3, 4)
+    desk.sends()
+
+    def leave(_value: Any, _error: BaseException | None) -> None:
+        raise error
+
+    desk.made[2].settle = leave
+    desk.hears_bundle(1, "a", body, "c", "d")
+    with pytest.raises(error):
+        desk.calls.take_results(100)
+    assert desk.outcome(1) == "a"
+    assert desk.calls.has_results
+    assert desk.calls.num_sent == 2
+    assert not desk.calls.take_results(100)
+    assert [desk.outcome(3), desk.outcome(4)] == ["c", "d"]
+    assert not desk.calls.pending
+
+
+def test_what_a_callback_submits_can_be_sent_before_the_rest_of_a_bundle_is_taken() -> None:
+    """Those who have their answers ask again at once; the others' are still there."""
+    desk = Desk(window=4)
+    desk.submits(1, 2, 3, 4)
+    desk.sends()
+    for number in (1, 2):
+        desk.made[number].settle = lambda _value, _error, again=number + 10: desk.submits(again)  # type: ignore[misc]
+    desk.hears_bundle(1, "a", "b", "c", "d")
+    assert desk.calls.take_results(2)
+    assert desk.calls.is_half_unsent
+    assert desk.sent_together() == [[11, 12]]
+    assert not desk.calls.is_half_unsent
+    assert not desk.calls.take_results(2)
+    assert [desk.outcome(3), desk.outcome(4)] == ["c", "d"]
+    assert desk.calls.num_sent == 2
+
+
+def test_answers_in_a_bundle_that_come_too_late_are_dropped() -> None:
+    """Cancelled, cancelled and told, or past its deadline before they are taken: nobody hears of them."""
+    desk = Desk()
+    desk.submits(1, 2)
+    desk.submits(3, deadline=5.0)
+    desk.submits(4)
+    desk.sends()
+    desk.hears_bundle(1, "a", "b", "c", "d")
+    desk.calls.cancel(desk.made[1])
+    desk.calls.cancel(desk.made[2])
+    desk.calls.cancelled(2)
+    desk.calls.expire(6.0)
+    desk.calls.take_results(100)
+    assert desk.outcomes[1] == desk.outcomes[2] == []
+    assert isinstance(desk.outcome(3), DeadlineExceeded)
+    assert desk.outcome(4) == "d"
+    assert not desk.calls.num_sent
+
+
+def test_answers_of_a_lost_balancer_that_were_not_taken_are_asked_for_again() -> None:
+    """What its bundles held is not taken for the new one's."""
+    desk = Desk()
+    desk.submits(1, 2)
+    desk.sends()
+    desk.hears_bundle(1, "old", "old")
+    desk.calls.take_results(1)
+    desk.calls.new_balancer()
+    assert not desk.calls.has_results
+    assert desk.sent_ids() == [2]
+    desk.hears_bundle(2, "new")
+    desk.calls.take_results(100)
+    assert [desk.outcome(1), desk.outcome(2)] == ["old", "new"]
+
+
+def test_no_answer_of_a_bundle_comes_behind_the_end_of_all_calls() -> None:
+    """Each call ended with its error."""
+    desk = Desk()
+    desk.submits(1, 2)
+    desk.sends()
+    desk.hears_bundle(1, "a", "b")
+    desk.calls.fail_all(lambda: Closed("closed"))
+    assert not desk.calls.has_results
+    assert not desk.calls.take_results(100)
+    assert all(isinstance(desk.outcome(number), Closed) for number in (1, 2))
+
+
+def test_a_bundle_of_requests_is_no_answer() -> None:
+    """It is refused like one request, and the call still waits."""
+    desk = Desk()
+    desk.submits(1)
+    (request,) = desk.sends()
+    with pytest.raises(RemoteProtocolError):
+        desk.calls.take(request._replace(flags=Flag.BUNDLE, body=b"", frames=(request.body,)))
+    desk.calls.take_results(100)
+    assert desk.outcomes[1] == []
 
 
 # --- streams -------------------------------------------------------------------------------------------------------

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orch.wire import Flag, Priority
+from orch import bundles, wire
+from orch.wire import Flag, Kind, Priority, Record
 from orch_balancer.entry import Entry, Place, Session
 from orch_balancer.fairqueue import SLACK, FairQueue
 from orch_balancer.policy import LOW_TURN
 
 SESSIONS = {name: Session(name.encode(), b"") for name in "abc"}
+SIZES = (5, 0, 3)  # of a bundle's bodies, in turns
 
 
 def an_entry(
@@ -21,6 +24,30 @@ def an_entry(
     """A request that waits."""
     flags = Flag.STREAM if is_stream else 0
     return Entry(SESSIONS[client], number, b"", (), flags, 0, 0, rows, priority, 0, 0.0)
+
+
+def a_bundle(first: int, num: int, client: str = "a", priority: int = Priority.NORMAL) -> Entry:
+    """Requests that wait together."""
+    bodies = tuple(bytes([each % 256]) * SIZES[each % 3] for each in range(first, first + num))
+    record = Record(Kind.REQUEST, Flag.BUNDLE, priority, request_id=first, rows=num, frames=bodies)
+    (((raw,)),) = wire.messages([record])
+    session, num_bytes = SESSIONS[client], sum(map(len, bodies))
+    entry = Entry(session, first, raw, (), Flag.BUNDLE, 0, 0, num, priority, num_bytes, 0.0, num)
+    session.entries.update(dict.fromkeys(range(first, first + num), entry))
+    return entry
+
+
+def numbers(entry: Entry) -> list[int]:
+    """The requests of a line, as a worker would read them."""
+    if not entry.is_bundle:
+        return [entry.request_id]
+    (record,) = wire.decode(entry.raw)
+    singles = bundles.singles(record)
+    assert [(one.request_id, len(one.body)) for one in singles] == [
+        (each, SIZES[each % 3]) for each in range(entry.request_id, entry.request_id + len(singles))
+    ]
+    assert (entry.num, entry.rows, entry.num_bytes) == (len(singles), len(singles), sum(map(len, record.frames)))
+    return [one.request_id for one in singles]
 
 
 def pushes(queue: FairQueue, *entries: Entry) -> None:
@@ -33,7 +60,15 @@ def takes(queue: FairQueue, wanted: int, room: int = 1_000) -> list[int]:
     entries = queue.take(wanted, room)
     for entry in entries:
         entry.place = Place.DISPATCHED
-    return [entry.request_id for entry in entries]
+    return [number for entry in entries for number in numbers(entry)]
+
+
+def lines(queue: FairQueue, wanted: int, room: int = 1_000) -> list[list[int]]:
+    """The same, by line."""
+    entries = queue.take(wanted, room)
+    for entry in entries:
+        entry.place = Place.DISPATCHED
+    return [numbers(entry) for entry in entries]
 
 
 def pops(queue: FairQueue, count: int = 1) -> list[int]:
@@ -44,6 +79,22 @@ def pops(queue: FairQueue, count: int = 1) -> list[int]:
 def forgets(queue: FairQueue, entry: Entry) -> None:
     """It was cancelled, or expired."""
     entry.place = Place.DONE
+    queue.forget(entry)
+
+
+def forgets_one(queue: FairQueue, number: int, client: str = "a") -> None:
+    """It was cancelled, alone or as one of a bundle that waits."""
+    ours = SESSIONS[client].entries
+    entry = ours[number]
+    if entry.num == 1:
+        forgets(queue, entry)
+        return
+    place = number - entry.request_id
+    entry.num -= 1
+    entry.rows -= 1
+    entry.num_bytes -= bundles.sizes(entry.raw)[place]
+    entry.gone = (entry.gone or set()) | {place}
+    del ours[number]
     queue.forget(entry)
 
 
@@ -149,17 +200,28 @@ def test_rows_are_counted_as_well_as_requests() -> None:
     assert (len(queue), queue.rows) == (1, 4)
 
 
-def test_what_is_taken_together_comes_in_the_order_in_which_it_would_come_one_by_one() -> None:
-    """Over classes, clients' turns and the lowest class's."""
+def test_what_is_taken_together_is_what_would_be_taken_one_by_one() -> None:
+    """Over classes, clients' turns and the lowest class's; a client's own requests keep their order."""
     one_by_one, together = FairQueue(), FairQueue()
     for queue in (one_by_one, together):
         queue.push_first(an_entry(-1, "b"))
         for number in range(60):
             pushes(queue, an_entry(number, "abc"[number * number % 3], number % 7 % len(Priority)))
-    expected = pops(one_by_one, 61)
-    assert takes(together, 20) + takes(together, 1) + takes(together, 100) == expected
-    assert len(expected) == 61
+    for wanted in (20, 1, 26, 100):
+        assert sorted(takes(together, wanted)) == sorted(pops(one_by_one, wanted))
     assert (len(together), together.rows) == (0, 0)
+
+
+def test_clients_get_equal_parts_of_what_is_taken_together() -> None:
+    """One after another; what one of them does not want is the others'."""
+    queue = FairQueue()
+    for number in range(20):
+        pushes(queue, an_entry(number, "a"))
+        pushes(queue, an_entry(100 + number, "b"))
+    pushes(queue, an_entry(200, "c"))
+    assert takes(queue, 9) == [0, 1, 2, 100, 101, 102, 200, 3, 103]
+    assert takes(queue, 1) == [4]
+    assert takes(queue, 3) == [104, 5, 105]
 
 
 def test_what_does_not_fit_the_room_waits_at_the_head_of_its_class() -> None:
@@ -180,6 +242,165 @@ def test_nothing_is_taken_behind_a_stream() -> None:
         pushes(queue, an_entry(number, is_stream=number == 1))
     assert takes(queue, 4) == [0, 1]
     assert takes(queue, 4) == [2, 3]
+
+
+def test_a_bundle_comes_out_as_one() -> None:
+    """Where there is room for all of it, alone or among others."""
+    queue = FairQueue()
+    pushes(queue, a_bundle(1, 4))
+    assert (len(queue), queue.rows, queue.num_of(Priority.NORMAL)) == (4, 4, 4)
+    assert lines(queue, 4, room=4) == [[1, 2, 3, 4]]
+    pushes(queue, a_bundle(5, 3), a_bundle(8, 2))
+    pushes(queue, an_entry(10, "a"))
+    assert lines(queue, 6) == [[5, 6, 7], [8, 9], [10]]
+    assert (len(queue), queue.rows) == (0, 0)
+
+
+def test_a_bundle_is_cut_where_what_is_wanted_ends() -> None:
+    """The rest stays at the head, also as a single one."""
+    queue = FairQueue()
+    pushes(queue, a_bundle(1, 9))
+    pushes(queue, an_entry(10))
+    assert lines(queue, 3) == [[1, 2, 3]]
+    assert (len(queue), queue.rows) == (7, 7)
+    assert lines(queue, 1) == [[4]]
+    assert lines(queue, 4) == [[5, 6, 7, 8]]
+    assert not SESSIONS["a"].entries[9].is_bundle
+    assert lines(queue, 4) == [[9], [10]]
+
+
+def test_a_bundle_is_cut_where_the_room_ends() -> None:
+    """Also where there is none left; a single one of many rows is not cut."""
+    queue = FairQueue()
+    pushes(queue, an_entry(1, rows=3))
+    pushes(queue, a_bundle(2, 4))
+    pushes(queue, an_entry(6, rows=3))
+    assert lines(queue, 5, room=5) == [[1], [2, 3]]
+    assert lines(queue, 4, room=4) == [[4, 5]]
+    assert lines(queue, 2, room=2) == [[6]]
+    assert len(queue) == 0
+
+
+def test_clients_take_turns_whoever_sends_bundles() -> None:
+    """A bundle weighs what its requests would."""
+    queue = FairQueue()
+    pushes(queue, a_bundle(1, 20))
+    pushes(queue, a_bundle(101, 20, "b"))
+    for number in range(201, 204):
+        pushes(queue, an_entry(number, "c"))
+    assert lines(queue, 12) == [[1, 2, 3, 4], [101, 102, 103, 104], [201], [202], [203], [5]]
+    assert lines(queue, 1) == [[105]]
+    assert lines(queue, 1) == [[6]]
+
+
+def test_where_other_classes_wait_one_of_a_bundle_is_a_turn() -> None:
+    """The lowest class has its own, and the rest goes together."""
+    queue = FairQueue()
+    pushes(queue, a_bundle(1, 20, priority=Priority.HIGH))
+    pushes(queue, a_bundle(101, 3, priority=Priority.LOW))
+    assert lines(queue, 17) == [*([each] for each in range(1, 16)), [101], [16]]
+    assert lines(queue, 6) == [[17], [18], [19], [20], [102, 103]]
+
+
+@pytest.mark.parametrize("sizes", [(15,), (7, 8)])
+def test_each_of_a_bundle_is_a_turn_also_where_they_go_together(sizes: tuple[int, ...]) -> None:
+    """The lowest class need not wait longer for what is taken at once."""
+    queue = FairQueue()
+    for first, num in enumerate(sizes):
+        pushes(queue, a_bundle(1 + 100 * first, num))
+    assert len(lines(queue, LOW_TURN - 1)) == len(sizes)
+    pushes(queue, an_entry(301, priority=Priority.HIGH))
+    pushes(queue, an_entry(302, priority=Priority.LOW))
+    assert lines(queue, 1) == [[302]]
+
+
+def test_nothing_of_a_bundle_is_taken_behind_a_stream() -> None:
+    """And a stream is taken behind what is ahead of it."""
+    queue = FairQueue()
+    pushes(queue, a_bundle(1, 3), an_entry(4, is_stream=True), a_bundle(5, 3))
+    assert lines(queue, 7) == [[1, 2, 3], [4]]
+    assert lines(queue, 7) == [[5, 6, 7]]
+
+
+def test_what_was_cancelled_of_a_bundle_is_passed_over() -> None:
+    """At its ends, in its middle, all but one of it, and what is cut around it."""
+    queue = FairQueue()
+    pushes(queue, a_bundle(1, 8))
+    for number in (1, 4, 5, 8):
+        forgets_one(queue, number)
+    assert (len(queue), queue.rows) == (4, 4)
+    assert lines(queue, 3) == [[2, 3], [6]]
+    forgets_one(queue, 7)
+    assert (len(queue), queue.rows) == (0, 0)
+    assert lines(queue, 1) == []
+    pushes(queue, a_bundle(11, 3))
+    forgets_one(queue, 11)
+    forgets_one(queue, 13)
+    assert lines(queue, 3) == [[12]]
+
+
+def test_of_a_bundle_that_was_cut_the_rest_may_be_cancelled() -> None:
+    """Those before and those after keep their turns."""
+    queue = FairQueue()
+    pushes(queue, a_bundle(1, 6))
+    assert lines(queue, 2) == [[1, 2]]
+    forgets_one(queue, 4)
+    assert lines(queue, 9) == [[3], [5, 6]]
+
+
+together = st.lists(
+    st.one_of(
+        st.tuples(st.just("push"), st.sampled_from("abc"), st.sampled_from(Priority), st.integers(1, 12)),
+        st.tuples(st.just("push"), st.sampled_from("abc"), st.just(Priority.NORMAL), st.integers(1, 40)),
+        st.tuples(st.just("first"), st.sampled_from("abc"), st.sampled_from(Priority), st.just(1)),
+        st.tuples(st.just("take"), st.just("a"), st.just(0), st.integers(1, 30)),
+        st.tuples(st.just("forget"), st.just("a"), st.integers(0, 200), st.integers(1, 5)),
+    ),
+    max_size=40,
+)
+
+
+@given(together)
+def test_bundles_taken_together_are_what_would_be_taken_one_by_one(history: list[tuple[str, str, int, int]]) -> None:
+    """However takes are cut, whatever is cancelled: nobody gains or loses by what a message holds."""
+    for session in SESSIONS.values():
+        session.entries.clear()
+    queue, one_by_one = FairQueue(), FairQueue()
+    waiting: dict[int, tuple[str, Entry]] = {}  # those of the second
+    number = 0
+    for step, client, choice, num in history:
+        if step in ("push", "first"):
+            ids = range(number + 1, number + 1 + num)
+            number += num
+            singles = [an_entry(each, client, choice) for each in ids]
+            waiting.update((each.request_id, (client, each)) for each in singles)
+            line = a_bundle(ids[0], num, client, choice) if num > 1 else an_entry(ids[0], client, choice)
+            SESSIONS[client].entries.update(dict.fromkeys(ids, line))
+            if step == "first":
+                queue.push_first(line)
+                one_by_one.push_first(singles[0])
+            else:
+                pushes(queue, line)
+                pushes(one_by_one, *singles)
+        elif step == "forget":
+            for each in sorted(waiting)[choice : choice + num]:
+                owner, entry = waiting.pop(each)
+                forgets(one_by_one, entry)
+                forgets_one(queue, each, owner)
+        else:
+            found = takes(queue, num, room=num)
+            expected = pops(one_by_one, num)
+            assert len(found) == len(expected) == min(num, len(waiting))
+            owners = {each: waiting.pop(each)[0] for each in expected}
+            for name in SESSIONS:
+                assert [each for each in found if owners[each] == name] == [
+                    each for each in expected if owners[each] == name
+                ]
+        assert len(queue) == queue.rows == len(waiting)
+        for priority in Priority:
+            assert queue.num_of(priority) == one_by_one.num_of(priority)
+            for session in SESSIONS.values():
+                assert queue.rows_ahead(session.id, priority) == one_by_one.rows_ahead(session.id, priority)
 
 
 steps = st.one_of(

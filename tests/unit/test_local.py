@@ -14,7 +14,7 @@ from orch import wire
 from orch.channel import PREFIX, Channel
 from orch.errors import RemoteProtocolError
 from orch.local import MAX_RETRY_S, LocalConnection
-from orch.wire import Kind, Record
+from orch.wire import Flag, Kind, Record
 
 PATIENCE_S = 5.0
 HELLO, FAREWELL = Record(Kind.HELLO, body=b"who I am"), Record(Kind.GOODBYE)
@@ -60,7 +60,8 @@ class Balancer:
 
     def says(self, *records: Record) -> None:
         assert self.channel is not None
-        assert self.channel.send(wire.encode(list(records)))
+        for message in wire.messages(records):
+            assert self.channel.send(message)
 
     def hangs_up(self) -> None:
         if self.channel is not None:
@@ -130,6 +131,25 @@ def test_a_wait_ends_with_a_message(balancer: Balancer, connect: Callable[[], Lo
     assert connection.wait(PATIENCE_S)
     assert connection.receive() == [an_answer(3)]
     assert connection.receive() == []
+
+
+def test_bundles_go_both_ways(balancer: Balancer, connect: Callable[[], LocalConnection]) -> None:
+    """Among others; what is in one need not be known to who carries it."""
+    balancer.starts()
+    connection = connect()
+    bodies = tuple(b"%d" % number * number for number in range(wire.MAX_RECORDS))
+    requests = Record(Kind.REQUEST, Flag.BUNDLE, request_id=2, rows=len(bodies), frames=bodies)
+    connection.send([a_request(1), requests, requests._replace(rows=1, frames=bodies[:1])])
+    assert connection.flush()
+    balancer.accepts()
+    assert balancer.hears() == [HELLO, a_request(1), requests, requests._replace(rows=1, frames=bodies[:1])]
+    results = requests._replace(kind=Kind.RESULT, deadline_ns=5)
+    balancer.says(results, an_answer(1))
+    heard: list[Record] = []
+    while len(heard) < 2:
+        assert connection.wait(PATIENCE_S)
+        heard += connection.receive()
+    assert heard == [results, an_answer(1)]
 
 
 def test_a_wait_ends_with_a_call_to_wake_up(

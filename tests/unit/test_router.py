@@ -9,7 +9,8 @@ from orch.wire import Flag, Kind, Priority, Record, repacked
 from orch_balancer.admission import NS, Limits
 from orch_balancer.entry import Session
 from orch_balancer.pool import Worker
-from orch_balancer.router import MAX_EXPIRED, Assignment, Cause, Ended, Router
+from orch_balancer.router import MAX_EXPIRED, Assignment, Ended, Router
+from orch_balancer.verdict import Cause
 from tests.unit.ledger import check
 
 CRASH = Cause("died of SIGSEGV")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import struct
 import tracemalloc
@@ -12,9 +13,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orch import payload, wire
+from orch import bundles, payload, wire
 from orch.errors import LocalProtocolError, RemoteProtocolError
-from orch.wire import HEADER, MAX_FRAMES, MAX_INLINE_BYTES, MAX_RECORDS, Kind, Priority, Received, Record
+from orch.wire import (
+    HEADER,
+    MAX_FRAMES,
+    MAX_INLINE_BYTES,
+    MAX_RECORDS,
+    Flag,
+    Kind,
+    Packed,
+    Priority,
+    Received,
+    Record,
+)  # fmt: skip
 
 U8, U16, U32, U64, I64 = 2**8 - 1, 2**16 - 1, 2**32 - 1, 2**64 - 1, 2**63 - 1
 
@@ -24,7 +36,7 @@ NUM_MESSAGES, NUM_BODIES = 800_000, 200_000
 records = st.builds(
     Record,
     kind=st.sampled_from(Kind).map(int),
-    flags=st.integers(0, U16),
+    flags=st.integers(0, U16).map(lambda flags: flags & ~Flag.BUNDLE),
     priority=st.sampled_from(Priority).map(int),
     attempt=st.integers(0, U8),
     model=st.integers(0, U16),
@@ -37,6 +49,29 @@ records = st.builds(
 )
 
 
+@st.composite
+def a_bundle(draw: st.DrawFn) -> Record:
+    """Any that may be sent."""
+    bodies = draw(st.lists(st.binary(max_size=40), min_size=1, max_size=12))
+    kind = draw(st.sampled_from((Kind.REQUEST, Kind.RESULT)))
+    last_first = U64 + 1 - len(bodies)
+    return Record(
+        kind=int(kind),
+        flags=Flag.BUNDLE | draw(st.sampled_from((0, Flag.NO_RETRY))),
+        priority=int(draw(st.sampled_from(Priority))),
+        attempt=draw(st.integers(0, U8)),
+        model=draw(st.integers(0, U16)),
+        request_id=draw(st.integers(0, last_first)),
+        ticket=draw(st.just(0) | st.integers(0, last_first)),
+        deadline_ns=0 if kind == Kind.REQUEST else draw(st.integers(-I64 - 1, I64)),
+        rows=len(bodies),
+        frames=tuple(bodies),
+    )
+
+
+any_bundle = a_bundle()
+
+
 def over_the_wire(sent: list[Record]) -> list[Record]:
     """What arrives of records that were cut into messages."""
     arrived: list[Record] = []
@@ -45,7 +80,7 @@ def over_the_wire(sent: list[Record]) -> list[Record]:
     return arrived
 
 
-@given(st.lists(records, max_size=20))
+@given(st.lists(records | any_bundle, max_size=20))
 def test_records_arrive_as_they_were_sent(sent: list[Record]) -> None:
     """Every field, body and frame of any list of records, in order."""
     assert over_the_wire(sent) == sent
@@ -134,6 +169,182 @@ def a_header(**fields: int) -> bytes:
     return HEADER.pack(*(usual | fields).values())
 
 
+# --- bundles -------------------------------------------------------------------------------------------------------
+
+
+def received(bundle: Record) -> Packed:
+    """One record as the balancer gets it."""
+    ((head,),) = wire.messages([bundle])
+    (packed,) = wire.receive(head)
+    return packed
+
+
+def unpacked(packed: Packed) -> list[Record]:
+    """What a worker makes of it, each by itself."""
+    (record,) = wire.decode(packed[9])
+    return bundles.singles(record) if record.flags & Flag.BUNDLE else [record]
+
+
+@given(any_bundle)
+def test_a_bundle_stands_for_records_that_differ_in_body_and_numbers(bundle: Record) -> None:
+    """A ticket of 0 is none, and the same for all."""
+    each = bundles.singles(bundle)
+    assert [record.body for record in each] == list(bundle.frames)
+    assert [record.request_id for record in each] == [bundle.request_id + i for i in range(bundle.rows)]
+    assert [record.ticket for record in each] == [bundle.ticket and bundle.ticket + i for i in range(bundle.rows)]
+    for record in each:
+        back = record._replace(request_id=bundle.request_id, ticket=bundle.ticket, body=b"")
+        assert back == bundle._replace(flags=bundle.flags & ~Flag.BUNDLE, rows=1, frames=())
+    assert over_the_wire(each) == each
+
+
+@given(any_bundle, st.integers(0, U8), st.integers(0, U64 - 12))
+def test_a_bundle_is_passed_on_with_its_attempt_and_its_first_ticket(bundle: Record, attempt: int, ticket: int) -> None:
+    """Without being opened, and nothing else is changed."""
+    *_, raw, frames = received(bundle)
+    assert wire.pack([(raw, frames)]) == wire.messages([bundle])
+    ((head,),) = wire.pack([(wire.addressed(raw, attempt, ticket), frames)])
+    assert wire.decode(head) == [bundle._replace(attempt=attempt, ticket=ticket)]
+
+
+@given(any_bundle, st.data())
+def test_parts_of_a_bundle_put_together_are_the_whole(bundle: Record, data: st.DataObject) -> None:
+    """Wherever it is cut, by whoever, packed or not; a part of one is a record like any other."""
+    packed, each = received(bundle), bundles.singles(bundle)
+    raw = packed[9]
+    assert wire.num_in(raw) == bundle.rows
+    assert bundles.sizes(raw) == tuple(map(len, bundle.frames))
+    cuts = data.draw(st.sets(st.integers(1, bundle.rows)))
+    edges = sorted({0, bundle.rows, *cuts})
+    together: list[Record] = []
+    for start, stop in itertools.pairwise(edges):
+        part = bundles.some(packed, start, stop)
+        assert wire.receive(bundles.part(raw, start, stop)) == [part]
+        assert wire.num_in(part[9]) == stop - start
+        assert bool(part[1] & Flag.BUNDLE) == (stop - start > 1)
+        assert unpacked(part) == each[start:stop]
+        together += unpacked(part)
+    assert together == each
+    assert [record for part in bundles.apart(packed) for record in unpacked(part)] == each
+
+
+@given(any_bundle.filter(lambda bundle: bundle.rows > 1), st.data())
+def test_halves_of_a_bundle_are_bundles(bundle: Record, data: st.DataObject) -> None:
+    """Even of one, so that their answers are one record each."""
+    first, others = bundles.halves(bundle, num := data.draw(st.integers(1, bundle.rows - 1)))
+    assert (first.rows, others.rows) == (num, bundle.rows - num)
+    assert first.flags & others.flags & Flag.BUNDLE
+    assert bundles.singles(first) + bundles.singles(others) == bundles.singles(bundle)
+    assert over_the_wire([first, others]) == [first, others]
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.integers(1, MAX_RECORDS), st.integers(0, 3000), st.booleans()), min_size=1, max_size=12))
+def test_bundles_of_any_size_are_cut_into_messages_within_the_limits(sizes: list[tuple[int, int, bool]]) -> None:
+    """What is in a bundle counts as if it came by itself; a bundle is never divided."""
+    sent: list[Record] = []
+    for num, size, is_alone in sizes:
+        bodies = (bytes(min(size, wire.BUNDLE_BYTES // num)),) * num
+        sent.append(Record(Kind.REQUEST, Flag.BUNDLE, rows=num, frames=bodies))
+        sent += [Record(Kind.CANCEL)] * is_alone
+    messages = wire.messages(sent)
+    runs = [wire.decode(head) for (head,) in messages]
+    assert [record for run in runs for record in run] == sent
+    assert wire.pack([(each[9], ()) for (head,) in messages for each in wire.receive(head)]) == messages
+    for (head,), run in zip(messages, runs, strict=True):
+        assert sum(max(1, len(record.frames)) for record in run) <= MAX_RECORDS
+        assert len(head) <= MAX_INLINE_BYTES
+
+
+def test_the_largest_bundle_fills_a_message() -> None:
+    """Header, lengths and bodies: not a byte more."""
+    bodies = (bytes(wire.BUNDLE_BYTES - MAX_RECORDS + 1), *[b"x"] * (MAX_RECORDS - 1))
+    largest = Record(Kind.REQUEST, Flag.BUNDLE, rows=MAX_RECORDS, frames=bodies)
+    ((head,),) = wire.messages([largest])
+    assert len(head) == MAX_INLINE_BYTES
+    assert lengths([largest, largest, Record(Kind.CANCEL)]) == [1, 1, 1]
+
+
+def test_a_message_holds_at_most_256_with_those_in_bundles() -> None:
+    """Counted anew in each."""
+    some = [Record(Kind.RESULT, Flag.BUNDLE, rows=num, frames=(b"",) * num) for num in (200, 100, 155, 256)]
+    assert lengths([*some[:3], Record(Kind.CANCEL), *some[3:], Record(Kind.CANCEL)]) == [1, 3, 1, 1]
+
+
+def packed_bundle(*bodies: bytes, lengths: list[int] | None = None, **fields: int) -> bytes:
+    """One as a peer might send it; right but for what is said."""
+    lengths = list(map(len, bodies)) if lengths is None else lengths
+    body = struct.pack(f"<{len(lengths)}I", *lengths) + b"".join(bodies)
+    return a_header(**{"flags": Flag.BUNDLE, "rows": len(lengths), "length": len(body)} | fields) + body
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        packed_bundle(b""),
+        packed_bundle(*[b"x"] * MAX_RECORDS),
+        packed_bundle(*[b""] * 200) + packed_bundle(*[b""] * 55) + a_header(),
+        packed_bundle(b"a", b"b", flags=Flag.BUNDLE | Flag.NO_RETRY),
+        packed_bundle(b"a", b"b", request_id=U64 - 1, ticket=U64 - 1),
+        packed_bundle(b"a", b"b", kind=Kind.RESULT, deadline_ns=-1),
+    ],
+    ids=["of one", "256", "256 in all", "run once", "the last numbers", "times of a batch"],
+)
+def test_what_a_bundle_may_be(head: bytes) -> None:
+    """The limits themselves are allowed."""
+    assert wire.messages(wire.decode(head)) == [[head]]
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (packed_bundle(), "0 rows"),
+        (packed_bundle(b"x", rows=0), "0 rows"),
+        (packed_bundle(*[b""] * 257), "a bundle of 257"),
+        (packed_bundle(b"x", rows=U16), "a bundle of 65535"),
+        (packed_bundle(rows=1), "a bundle of 1"),
+        (packed_bundle(b"ab", lengths=[2, 0], rows=3), "a bundle of 3"),
+        (packed_bundle(b"ab", b"c", lengths=[2, 2]), "2 bodies do not fill its 11 bytes"),
+        (packed_bundle(b"ab", b"c", lengths=[2, 0]), "2 bodies do not fill"),
+        (packed_bundle(b"abcd", lengths=[4, U32]), "2 bodies do not fill"),
+        (packed_bundle(lengths=[U32] * 256), "256 bodies do not fill"),
+        (packed_bundle(b"a", length=6), "a body of 6 bytes where 5 are left"),
+        (packed_bundle(b"a", length=4), "1 bodies do not fill its 4 bytes"),
+        (packed_bundle(b"a", owns=1), "1 frames"),
+        (packed_bundle(b"a", b"b", deadline_ns=1), "a bundle of 2, kind 3"),
+        (packed_bundle(b"a", b"b", deadline_ns=-1), "a bundle of 2, kind 3"),
+        (packed_bundle(b"a", b"b", request_id=U64), f"a bundle of 2 from request {U64}"),
+        (packed_bundle(b"a", b"b", ticket=U64), f"ticket {U64}"),
+        (packed_bundle(*[b""] * 200) + packed_bundle(*[b""] * 57), "257 records"),
+        (packed_bundle(*[b""] * 256) + a_header(), "257 records"),
+        (a_header(kind=Kind.CANCEL) + packed_bundle(*[b""] * 256), "257 records"),
+    ],
+)
+def test_what_no_bundle_may_be_is_refused_with_the_rule(head: bytes, reason: str) -> None:
+    """Whether it is opened or passed on."""
+    for read in (wire.decode, wire.receive):
+        with pytest.raises(RemoteProtocolError, match=reason):
+            read(head, [b""] if "1 frames" in reason else ())
+
+
+@pytest.mark.parametrize("kind", sorted(wire.KINDS - wire.BUNDLED))
+def test_only_requests_and_results_are_bundled(kind: int) -> None:
+    """What else there is concerns one request, or none."""
+    with pytest.raises(RemoteProtocolError, match=f"kind {kind}"):
+        wire.decode(packed_bundle(b"a", b"b", kind=kind))
+
+
+@pytest.mark.parametrize("kind", [Kind.REQUEST, Kind.RESULT])
+@pytest.mark.parametrize("flag", [1 << bit for bit in range(16) if 1 << bit not in (Flag.NO_RETRY, Flag.BUNDLE)])
+def test_a_bundle_has_no_other_flag_than_one(kind: int, flag: int) -> None:
+    """Not even one that only a newer version knows: it might tell the requests apart."""
+    with pytest.raises(RemoteProtocolError, match=f"flags {flag | Flag.BUNDLE}"):
+        wire.decode(packed_bundle(b"a", b"b", kind=kind, flags=flag | Flag.BUNDLE))
+
+
+# --- what breaks the rules -----------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("head", "reason"),
     [
@@ -175,9 +386,32 @@ def test_a_ticket_tells_its_epoch(epoch: int, counter: int) -> None:
 
 
 def test_tickets_of_an_epoch_follow_each_other() -> None:
-    """From the counter 1."""
-    tickets = wire.make_tickets(7)
-    assert [next(tickets) for _ in range(3)] == [wire.make_ticket(7, counter) for counter in (1, 2, 3)]
+    """From the counter 1; a bundle takes as many as it has requests."""
+    tickets = wire.Tickets(7)
+    taken = [tickets.take(num) for num in (1, 1, 5, 256, 1)]
+    assert taken == [wire.make_ticket(7, counter) for counter in (1, 2, 3, 8, 264)]
+    assert tickets.take() == wire.make_ticket(7, 265)
+
+
+def test_behind_the_last_ticket_comes_the_first() -> None:
+    """Those of one bundle follow one another there, too: it takes them all from the start where they do not fit."""
+    first, last = wire.make_ticket(7, 1), wire.make_ticket(7, U32)
+    tickets = wire.Tickets(7)
+    tickets.take(U32 - 2)
+    assert (tickets.take(2), tickets.take()) == (last - 1, first)
+    tickets = wire.Tickets(7)
+    tickets.take(U32 - 2)
+    assert (tickets.take(3), tickets.take()) == (first, first + 3)
+
+
+@given(st.integers(0, U32), st.lists(st.integers(1, 256) | st.integers(1, U32), max_size=30))
+def test_a_ticket_is_never_of_another_epoch_nor_none(epoch: int, nums: list[int]) -> None:
+    """Neither the first of a bundle nor the last."""
+    tickets = wire.Tickets(epoch)
+    for num in nums:
+        first = tickets.take(num)
+        assert wire.ticket_epoch(first) == wire.ticket_epoch(first + num - 1) == epoch
+        assert first & U32
 
 
 def test_a_map_is_read_with_the_fields_it_must_have() -> None:
@@ -253,20 +487,25 @@ def test_any_bytes_are_records_or_a_remote_protocol_error() -> None:
         wire.pack_head([Record(Kind.READY, body=body)]),
         wire.pack_head([Record(Kind.CANCEL, request_id=5), Record(Kind.RESULT, ticket=3, body=b"x")]),
         wire.pack_head([Record(Kind.PART, ticket=7, frames=(b"a",)), Record(Kind.END, ticket=7)]),
+        packed_bundle(b"\x01", b"", b"\x93\x01\x02\x03", request_id=5),
+        packed_bundle(b"x", b"y", kind=Kind.RESULT, ticket=3) + a_header(),
     ]
     frames = [b"a"]
-    decode, accepted = wire.decode, 0
+    decode, accepted, num_bundles = wire.decode, 0, 0
     for i, data in enumerate(mutations(originals, NUM_MESSAGES, seed=1)):
+        its = frames if i % 6 == 3 else []
         try:
-            found = decode(data, frames if i % 4 == 3 else ())
+            found = decode(data, its)
         except RemoteProtocolError:
             continue
         accepted += 1
+        if i % 6 > 3:
+            num_bundles += bool(found[0].flags & Flag.BUNDLE)
         if accepted % 16 == 0:
-            assert wire.pack_head(found) == data
-            received = wire.receive(data, frames if i % 4 == 3 else ())
-            assert b"".join([Received(*each).raw for each in received]) == data
+            assert wire.messages(found) == [[data, *its]]
+            assert wire.pack([(each[9], each[10]) for each in wire.receive(data, its)]) == [[data, *its]]
     assert 100_000 < accepted < NUM_MESSAGES - 100_000, "both outcomes are common, or this test tells little"
+    assert 20_000 < num_bundles < NUM_MESSAGES // 3 - 20_000
 
 
 def test_any_bytes_are_a_payload_or_a_map_or_a_remote_protocol_error() -> None:
@@ -299,6 +538,7 @@ def test_any_bytes_are_a_payload_or_a_map_or_a_remote_protocol_error() -> None:
 def test_no_message_makes_its_reader_allocate_more_than_it_received() -> None:
     """A length is compared with what is there before anything is made of that length."""
     heads = [a_header(length=U32), a_header(length=I64 >> 32, owns=U16), a_header(owns=U16) * 300, a_header() * 257]
+    heads += [packed_bundle(lengths=[U32] * 256), packed_bundle(b"x", rows=U16), packed_bundle(*[b""] * 256) * 50]
     body = wire.write_map(session=b"x", sdk="1", window=0)
     tracemalloc.start()
     try:

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from orch.bundles import halves, singles
+
 # A past batch counts this much less with every newer one when its cost is fitted, and a past gap when one is expected.
 # The gaps of one client alone are its batches' times and more: were the two forgotten at different rates, uneven
 # batches would have it wait for nobody.
@@ -21,12 +23,19 @@ PATIENCE = 2.0
 
 
 class Item(NamedTuple):
-    """Something that waits. `alone`: never shares a batch (a stream)."""
+    """Something that waits. alone: never shares a batch (a stream). is_many: it is a bundle of `rows` requests."""
 
     value: Any
     rows: int
     alone: bool
     arrived_at: float
+    is_many: bool = False
+
+
+def _apart(item: Item) -> list[Item]:
+    if not item.is_many:
+        return [item]
+    return [item._replace(value=each, rows=1, is_many=False) for each in singles(item.value)]
 
 
 class BatchCost:
@@ -129,6 +138,8 @@ class Batcher:
 
     def drop(self, unwanted: Callable[[Any], bool]) -> list[Any]:
         """Take out, and return, the values for which `unwanted` is true: cancelled, or past their deadline."""
+        if any(item.is_many for item in self._items):  # of which some may be wanted
+            self._items = deque(one for item in self._items for one in _apart(item))
         dropped = [item for item in self._items if unwanted(item.value)]
         if dropped:
             self._items = deque(item for item in self._items if not unwanted(item.value))
@@ -151,11 +162,16 @@ class Batcher:
         return max(0.0, min(waits_since + self.max_wait_s, since + PATIENCE * expected_s) - now)
 
     def take(self) -> list[Any]:
-        """The next batch: whole requests in order of arrival, max_batch_size rows unless one alone has more."""
+        """The next batch: requests in order of arrival, max_batch_size rows unless one alone has more."""
         taken: list[Any] = []
         rows = 0
         while self._items:
             item = self._items[0]
+            room = self.max_batch_size - rows
+            if item.is_many and 0 < room < item.rows:
+                first, others = halves(item.value, room)
+                self._items[0] = item._replace(value=others, rows=item.rows - room)
+                self._items.appendleft(item := item._replace(value=first, rows=room))
             if taken and (item.alone or rows + item.rows > self.max_batch_size):
                 break
             self._items.popleft()

@@ -44,7 +44,7 @@ LOOK_S = 1.0
 # While the model keeps what it was given, it is looked at this often whether it still does.
 KEPT_S = 0.25
 # For every record: to look a member up in its enum costs as much as the rest of a comparison.
-REQUEST, STREAM = int(Kind.REQUEST), Flag.STREAM
+REQUEST, STREAM, BUNDLE = int(Kind.REQUEST), Flag.STREAM, Flag.BUNDLE
 # A NamedTuple's own constructor is a Python function, and takes three times as long.
 new_tuple = tuple.__new__
 
@@ -229,7 +229,7 @@ class Loop:
         for record in records:
             kind, flags, _, _, _, _, _, deadline_ns, rows, _, _ = record
             if kind == REQUEST:
-                arrived.append(new_tuple(Item, (record, rows, flags & STREAM != 0, now)))
+                arrived.append(new_tuple(Item, (record, rows, flags & STREAM != 0, now, flags & BUNDLE != 0)))
                 if deadline_ns:
                     self._timed = True
             elif record.kind == Kind.CREDIT:

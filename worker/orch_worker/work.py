@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from orch import payload, wire
+from orch import bundles, payload, wire
 from orch.errors import ModelError, PayloadTooLarge, RemoteProtocolError, RequestError
 from orch.page import StatusPage
 from orch.wire import Flag, Kind, Priority, Record
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 NS = 1_000_000_000
 # For every record: to look a member up in its enum costs as much as the rest of a comparison.
 RESULT, NORMAL = int(Kind.RESULT), int(Priority.NORMAL)
-STREAM, ARENA, NO_RETRY = Flag.STREAM, Flag.ARENA, Flag.NO_RETRY
+STREAM, ARENA, NO_RETRY, BUNDLE = Flag.STREAM, Flag.ARENA, Flag.NO_RETRY, Flag.BUNDLE
 # Outputs that no later batch can change: they are packed beside it.
 LASTING = frozenset([bytes, str, int, float, bool, type(None), Failure])
 # A NamedTuple's own constructor is a Python function, and takes three times as long.
@@ -30,7 +30,7 @@ new_tuple = tuple.__new__
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Requests that run together. `requests` and `inputs` are those that could be read, in order."""
+    """Requests that run together. `requests` and `inputs` are those that could be read, in order, bundles whole."""
 
     waits_since: float  # when the first of them arrived
     tickets: list[int] = field(default_factory=list)
@@ -59,6 +59,9 @@ class Work:
         batch = Batch(since)
         for request in requests:
             _, flags, _, _, _, _, ticket, _, rows, body, frames = request
+            if flags & BUNDLE:
+                self._unpack_bundle(request, batch)
+                continue
             batch.tickets.append(ticket)
             batch.num_rows += rows
             try:
@@ -70,6 +73,23 @@ class Work:
                 batch.inputs.append(new_tuple(Row, (value, not flags & NO_RETRY)))
                 batch.requests.append(request)
         return batch
+
+    def _unpack_bundle(self, bundle: Record, batch: Batch) -> None:
+        try:
+            values = list(map(payload.decode, bundle.frames))
+        except RemoteProtocolError:  # one of them
+            part = self.unpack(bundles.singles(bundle), batch.waits_since)
+            batch.tickets += part.tickets
+            batch.num_rows += part.num_rows
+            batch.answers += part.answers
+            batch.inputs += part.inputs
+            batch.requests += part.requests
+            return
+        may_rerun = not bundle.flags & NO_RETRY
+        batch.tickets += range(bundle.ticket, bundle.ticket + bundle.rows)
+        batch.num_rows += bundle.rows
+        batch.inputs += [new_tuple(Row, (value, may_rerun)) for value in values]
+        batch.requests.append(bundle)
 
     def run(self, batch: Batch) -> None:
         """Its answers, or outputs that `finish` may pack later. Nothing of ours refers to what the requests held then.
@@ -85,16 +105,39 @@ class Work:
             batch.times = wire.pack_times(started_ns / NS - batch.waits_since, (time.monotonic_ns() - started_ns) / NS)
             if not LASTING.issuperset(map(type, batch.outputs)):
                 self.finish(batch)
-                if any(answer.frames for answer in batch.answers):
+                if any(answer.frames and not answer.flags & BUNDLE for answer in batch.answers):  # not bodies
                     batch.sent = threading.Event()
             self._shared.synchronize()
         batch.took_s = (time.monotonic_ns() - started_ns) / NS
 
     def finish(self, batch: Batch) -> None:
         """Pack the outputs that are not yet packed. Raises DeviceLost."""
-        for request, output in zip(batch.requests, batch.outputs, strict=True):
-            batch.answers.append(self.pack(request, output, RESULT, batch.times))
+        outputs, start = batch.outputs, 0
+        if outputs:
+            for request in batch.requests:
+                if request.flags & BUNDLE:
+                    stop = start + request.rows
+                    batch.answers += self._pack_bundle(request, outputs[start:stop], batch.times)
+                    start = stop
+                else:
+                    batch.answers.append(self.pack(request, outputs[start], RESULT, batch.times))
+                    start += 1
         batch.requests, batch.outputs = [], []
+
+    def _pack_bundle(self, bundle: Record, outputs: list[Any], times: int) -> list[Record]:
+        """One answer for all of it; where an output is large, or none, one for each."""
+        try:
+            packed = list(map(payload.encode, outputs))
+        except (MemoryError, TypeError):  # of one of them
+            pairs = zip(bundles.singles(bundle), outputs, strict=True)
+            return [self.pack(request, output, RESULT, times) for request, output in pairs]
+        bodies = tuple([body for body, frames in packed if not frames])
+        sizes = list(map(len, bodies))
+        if len(bodies) < len(outputs) or sum(sizes) > wire.BUNDLE_BYTES or max(sizes) > self.max_payload_bytes:
+            each = zip(bundles.singles(bundle), packed, strict=True)
+            return [self._answer(request, body, frames, RESULT, times) for request, (body, frames) in each]
+        _, _, _, _, _, request_id, ticket, _, rows, _, _ = bundle
+        return [new_tuple(Record, (RESULT, BUNDLE, NORMAL, 0, 0, request_id, ticket, times, rows, b"", bodies))]
 
     def read(self, request: Record) -> Any:
         """The payload. Raises RemoteProtocolError."""
@@ -117,6 +160,10 @@ class Work:
             self.engine.check_device(err.__cause__ or err)  # a kernel's error may show only when its output is read
             log.error("an output cannot travel: %s", err)
             return failed(request, ModelError(f"its output cannot travel: {err}"))
+        return self._answer(request, body, frames, kind, times)
+
+    def _answer(self, request: Record, body: bytes, frames: tuple[Any, ...], kind: int, times: int) -> Record:
+        """The answer that carries this, if it may."""
         size = payload.nbytes(body, frames) if frames else len(body)
         if size > self.max_payload_bytes:
             return failed(
