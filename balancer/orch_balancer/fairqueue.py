@@ -17,9 +17,9 @@ NORMAL, STREAM = int(Priority.NORMAL), Flag.STREAM
 
 
 class _Batch:
-    """What is taken together. is_first: it may be larger than the room."""
+    """What is taken together. is_first: it may be larger than the room. cuts: bundles, where less is wanted."""
 
-    def __init__(self, wanted: int, room: int, *, is_first: bool) -> None:
+    def __init__(self, wanted: int, room: int, *, is_first: bool, cuts: bool) -> None:
         self.entries: list[Entry] = []
         self.rows = 0
         self.left = wanted  # rows
@@ -27,11 +27,12 @@ class _Batch:
         self.is_refused = False  # because the next has too many rows
         self._room = room
         self._is_first = is_first
+        self._cuts = cuts
 
     def draw(self, line: deque[Entry], most: int) -> int:
         """Take from the head of a line, at least one and no more than so many rows. Ended entries there were so many.
 
-        Only one that alone has more rows than that makes it more.
+        Only one that alone has more rows than that makes it more, or a bundle that is not to be cut.
         """
         num_ended, rows, entries = 0, self.rows, self.entries
         until = rows + most
@@ -42,13 +43,14 @@ class _Batch:
                 num_ended += 1
                 continue
             flags, its_rows = entry.flags, entry.rows
-            if flags & BUNDLE and (entry.gone is not None or its_rows > min(until - rows, self._room - rows)):
+            if flags & BUNDLE:
+                fitting = min(until, self._room) - rows if self._cuts else self._room - rows
                 if entry.gone is not None:
                     line.popleft()
                     line.extendleft(reversed(entry.rest()))
                     continue
-                if self._room > rows:
-                    entry, its_rows = entry.cut_off(fitting := min(until - rows, self._room - rows)), fitting
+                if 0 < fitting < its_rows:
+                    entry, its_rows = entry.cut_off(fitting), fitting
                     line.appendleft(entry)
             if rows + its_rows > self._room and not (self._is_first and not entries):
                 self.is_full = self.is_refused = True
@@ -203,14 +205,14 @@ class FairQueue:
         self.rows += entry.rows
         each.came(entry.session.id, entry.rows)
 
-    def take(self, wanted: int, room: int) -> list[Entry]:
+    def take(self, wanted: int, room: int, *, cuts: bool = True) -> list[Entry]:
         """The next to run, up to `wanted` rows: at least one, even one that is larger than the room.
 
-        No more than `room` rows together otherwise; what has more of a bundle stays. The caller moves them out of the
-        queue.
+        No more than `room` rows together otherwise. A bundle is cut where it has more than that; unless `cuts`, it is
+        taken whole where it has more than is wanted. The caller moves them out of the queue.
         """
         only = self._classes[NORMAL].only
-        if only is not None and only.num == self.num and only.rows <= min(wanted, room):  # as most often
+        if only is not None and only.num == self.num and only.rows <= (min(wanted, room) if cuts else room):
             self._classes[NORMAL].clear()
             self._counts[NORMAL] = self.num = self.rows = 0
             self._turn += only.num
@@ -222,7 +224,8 @@ class FairQueue:
             is_alone = self._counts[NORMAL] == self.num
             priority = NORMAL if is_alone else policy.next_class(self._counts, self._turn)
             is_alone = is_alone or self._counts[priority] == self.num
-            each, batch = self._classes[priority], _Batch(wanted - rows, room - rows, is_first=not taken)
+            each = self._classes[priority]
+            batch = _Batch(wanted - rows, room - rows, is_first=not taken, cuts=cuts or not is_alone)
             each.take(batch, is_alone=is_alone)
             new, is_full = batch.entries, batch.is_full
             each.went(new)

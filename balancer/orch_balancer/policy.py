@@ -17,7 +17,7 @@ AHEAD_S = 0.05
 # Clients that keep so many requests under way send as many as were answered. These are awaited for so long, as a share
 # of a batch's time: what waits already is not spread over workers that will be wanted for them.
 RETURN_SHARE = 0.2
-# What a message costs its worker and the balancer: rows that a model runs in less are not worth two of them.
+# What a message costs its worker and the balancer: rows that a model runs in less are not worth another.
 MESSAGE_S = 0.0002
 # What a sum of floats may be off by, in rows: equal parts of equal weights must come out equal.
 ROUNDING = 1e-6
@@ -46,27 +46,24 @@ def room(rows: int, max_batch_size: int, batch_s: float | None, weight: float, b
 
 
 def share(
-    waiting: int,
-    weight: float,
-    num_idle: int,
-    idle_weight: float,
-    room: int,
-    max_batch_size: int,
-    awaited: int = 0,
-    row_s: float = math.inf,
+    waiting: int, weight: float, num_idle: int, idle_weight: float, room: int, max_batch_size: int, awaited: int = 0
 ) -> int:
     """Rows to give the chosen worker, of that weight, in one message, at least 1. idle_weight: of all that idle.
 
     While workers idle, waiting rows are shared among them by weight, and each gets one as far as they go; when none
-    idles, a worker is given up to a batch. awaited: rows that may come any moment count as if they waited. row_s: what
-    the model takes for each; where it takes next to nothing for all of them, they stay together.
+    idles, a worker is given up to a batch. awaited: rows that may come any moment count as if they waited.
     """
     fair = waiting
-    if num_idle > 1 and waiting * row_s > MESSAGE_S:
+    if num_idle > 1:
         fair -= max(0, num_idle - 1 - awaited)
         if fair > 1:
             fair = min(fair, math.ceil((waiting + awaited) * weight / idle_weight - ROUNDING))
     return max(1, min(fair, room, max_batch_size))
+
+
+def are_worth_cutting(rows: int, row_s: float) -> bool:
+    """Whether what came together is cut where several workers idle. row_s: what the model takes for each row."""
+    return rows * row_s > MESSAGE_S
 
 
 def suspect_lanes(num_workers: int) -> int:

@@ -356,11 +356,10 @@ class Router:
                 self._dispatch_suspects(pool, now, made)
             while pool.queue.num and (found := pool.best(now)) is not None:
                 worker, room = found
-                idle, most = (len(pool.idle), pool.idle_weight), worker.max_batch_size
-                wanted = policy.share(
-                    pool.queue.rows, worker.weight, *idle, room, most, pool.awaited(now), pool.speed.row_s
-                )
-                made.append(self._give(worker, pool.queue.take(wanted, room), now))
+                idle, most, waiting = (len(pool.idle), pool.idle_weight), worker.max_batch_size, pool.queue.rows
+                wanted = policy.share(waiting, worker.weight, *idle, room, most, pool.awaited(now))
+                cuts = policy.are_worth_cutting(waiting, pool.speed.row_s)
+                made.append(self._give(worker, pool.queue.take(wanted, room, cuts=cuts), now))
         return made
 
     # --- inside --------------------------------------------------------------------------------------------------

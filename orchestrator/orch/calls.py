@@ -82,13 +82,26 @@ class Call:
         return not self.flags & Flag.NO_RETRY and not self.got_parts
 
 
-def _bundle(bodies: list[bytes], follows: tuple[int, int, int, int]) -> Record:
-    """One record for calls in a row; a plain one for one call. follows: as the call after the last of them would be."""
-    next_id, flags, priority, model = follows
-    num = len(bodies)
-    if num == 1:
-        return new_tuple(Record, (REQUEST, flags, priority, 0, model, next_id - 1, 0, 0, 1, bodies[0], ()))
-    fields = (REQUEST, flags | BUNDLE, priority, 0, model, next_id - num, 0, 0, num, b"", tuple(bodies))
+def _follows(call: Call, run: list[Call]) -> bool:
+    """Whether a call differs from those before it in its number, the next, and its body only."""
+    last = run[-1]
+    return (
+        call.request_id == last.request_id + 1
+        and call.flags == last.flags
+        and call.priority == last.priority
+        and call.model == last.model
+        and len(run) < wire.MAX_RECORDS
+    )
+
+
+def _joined(run: list[Call]) -> Record:
+    """The record of one call, or the bundle of several."""
+    first, num = run[0], len(run)
+    flags, body = first.flags, first.body
+    bodies: tuple[bytes, ...] = ()
+    if num > 1:
+        flags, body, bodies = flags | BUNDLE, b"", tuple([call.body for call in run])
+    fields = (REQUEST, flags, first.priority, 0, first.model, first.request_id, 0, 0, num, body, bodies)
     return new_tuple(Record, fields)
 
 
@@ -106,7 +119,7 @@ class Calls:
         self._sent_bytes = 0
         self._timed: deque[Call] = deque()  # submitted with a deadline, and not in the heap yet
         self._deadlines: list[tuple[float, int, Call]] = []
-        self._results: deque[tuple[int, bytes, int]] = deque()  # received in bundles, and not taken yet
+        self.results: deque[tuple[int, bytes, int]] = deque()  # received in bundles, and not taken yet
         self.window = 1
         self.loans = Loans()
 
@@ -119,11 +132,6 @@ class Calls:
     def say(self, record: Record) -> None:
         """Queue a record that is no call; from any thread."""
         self.control.append(record)
-
-    @property
-    def has_results(self) -> bool:
-        """Whether `take_results` has something to do."""
-        return bool(self._results)
 
     @property
     def is_half_unsent(self) -> bool:
@@ -155,8 +163,8 @@ class Calls:
             records.append(self.control.popleft())
         unsent, sent, sent_bytes = self.unsent, self._sent, self._sent_bytes
         room = self.window - len(sent)
-        bundle: list[bytes] = []  # bodies of calls that differ in nothing else, but for their numbers
-        bundled, bundle_bytes = (0, 0, 0, 0), 0  # the number that may follow, flags, priority and model; bytes
+        run: list[Call] = []  # calls that go into one record
+        run_bytes = 0
         while unsent:
             call = unsent[0]
             num_bytes = call.num_bytes
@@ -169,23 +177,18 @@ class Calls:
             sent[call.request_id] = call
             sent_bytes += num_bytes
             room -= 1
-            request_id, flags, bundle_bytes = call.request_id, call.flags, bundle_bytes + num_bytes
-            alike = request_id, flags, call.priority, call.model
-            if call.frames or call.deadline is not None or call.resends or flags & STREAM:
-                if bundle:
-                    records.append(_bundle(bundle, bundled))
-                    bundle = []
+            is_special = call.frames or call.deadline is not None or call.resends or call.flags & STREAM
+            run_bytes += num_bytes
+            if run and (is_special or not _follows(call, run) or run_bytes > wire.BUNDLE_BYTES):
+                records.append(_joined(run))
+                run, run_bytes = [], num_bytes
+            if is_special:
                 records.append(self._request(call, now, local=local))
-                continue
-            if bundle and (alike != bundled or bundle_bytes > wire.BUNDLE_BYTES or len(bundle) == wire.MAX_RECORDS):
-                records.append(_bundle(bundle, bundled))
-                bundle = []
-            if not bundle:
-                bundle_bytes = num_bytes
-            bundle.append(call.body)
-            bundled = request_id + 1, flags, call.priority, call.model
-        if bundle:
-            records.append(_bundle(bundle, bundled))
+                run_bytes = 0
+            else:
+                run.append(call)
+        if run:
+            records.append(_joined(run))
         self._sent_bytes = sent_bytes
         return records + self.loans.news(now)
 
@@ -215,7 +218,7 @@ class Calls:
         """
         kind, flags, _, _, _, request_id, _, times, _, body, frames = record
         if flags & BUNDLE and kind == RESULT:
-            self._results.extend(zip(range(request_id, request_id + len(frames)), frames, repeat(times)))
+            self.results.extend(zip(range(request_id, request_id + len(frames)), frames, repeat(times)))
             return
         if kind not in ANSWERS:
             raise RemoteProtocolError(f"the balancer sent kind {kind} for a request")
@@ -244,9 +247,9 @@ class Calls:
         except RemoteProtocolError as err:
             call.finish(None, err)
 
-    def take_results(self, most: int) -> bool:
-        """As many of those that have come in bundles; whether there are more. An interrupt in between loses none."""
-        results, sent = self._results, self._sent
+    def take_results(self, most: int) -> None:
+        """As many of those that have come in bundles; an interrupt in between loses none."""
+        results, sent = self.results, self._sent
         for _ in range(min(most, len(results))):
             request_id, body, times = results.popleft()
             call = sent.pop(request_id, None)
@@ -263,7 +266,6 @@ class Calls:
                 call.finish(None, err)
             else:
                 call.finish(value, None)
-        return bool(results)
 
     def _take_part(self, call: Call, record: Record) -> None:
         call.got_parts = True
@@ -327,7 +329,7 @@ class Calls:
         self._sent.clear()
         self._sent_bytes = 0
         self.control.clear()
-        self._results.clear()
+        self.results.clear()
         self.loans.leave()
         self.loans = Loans()
         again = []
@@ -351,7 +353,7 @@ class Calls:
         self._sent_bytes = 0
         self._timed.clear()
         self._deadlines.clear()
-        self._results.clear()
+        self.results.clear()
         self.unsent.clear()
         self.control.clear()
         failure: BaseException | None = None

@@ -278,7 +278,7 @@ class Driver:
         self._waiting = True
         try:
             # Looked at once more after `_waiting` is set: whoever queued before saw it unset and did not wake us.
-            ready = self.closed or self._arrived or calls.has_results or (self._welcomed and calls.sendable)
+            ready = self.closed or self._arrived or calls.results or (self._welcomed and calls.sendable)
             alive = connection.wait(0.0 if ready else self._sleep_s())
         finally:
             self._waiting = False
@@ -316,7 +316,7 @@ class Driver:
         """
         calls, arrived = self._calls, self._arrived
         try:
-            if calls.has_results:  # the rest, after an interrupt
+            if calls.results:  # the rest, after an interrupt
                 self._take_results(connection)
             for _ in range(MAX_PASS):
                 arrived += connection.receive()
@@ -351,7 +351,8 @@ class Driver:
     def _take_results(self, connection: Connection) -> None:
         """Resolve what has come in bundles, and send meanwhile what that makes callers submit: nobody need wait."""
         calls = self._calls
-        while calls.take_results(PORTION):
+        while calls.results:
+            calls.take_results(PORTION)
             if calls.is_half_unsent:
                 self._send(connection)
 

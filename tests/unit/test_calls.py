@@ -302,9 +302,10 @@ def test_answers_in_a_bundle_settle_each_its_own_call_once() -> None:
     desk.hears(2, "before")
     for _ in range(2):
         desk.hears_bundle(0, "none", "a", "b", "c", "of 4", "none")
-        assert desk.calls.has_results
-        assert not desk.calls.take_results(100)
-        assert not desk.calls.has_results
+        assert desk.calls.results
+        desk.calls.take_results(100)
+        assert not desk.calls.results
+        assert not desk.calls.results
     assert [desk.outcome(number) for number in (1, 2, 3)] == ["a", "before", "c"]
     assert desk.outcomes[4] == [], "it was not sent yet"
     assert desk.sent_ids() == [4], "and now it may be"
@@ -320,10 +321,12 @@ def test_the_answers_of_a_bundle_make_room_for_bytes_and_tell_their_batch() -> N
     times = wire.pack_times(0.25, 0.5)
     desk.calls.take(Record(Kind.RESULT, Flag.BUNDLE, request_id=1, deadline_ns=times, rows=2, frames=bodies))
     assert not desk.calls.sendable
-    assert desk.calls.take_results(1), "one was taken, and one is left"
+    desk.calls.take_results(1)
+    assert desk.calls.results, "one was taken, and one is left"
     assert desk.outcomes[2] == []
     assert desk.sent_ids() == [3]
-    assert not desk.calls.take_results(1)
+    desk.calls.take_results(1)
+    assert not desk.calls.results
     assert [desk.made[number].times for number in (1, 2)] == [times, times]
 
 
@@ -356,9 +359,10 @@ def test_an_exception_out_of_a_callback_leaves_the_other_answers_of_a_bundle_to_
     with pytest.raises(error):
         desk.calls.take_results(100)
     assert desk.outcome(1) == "a"
-    assert desk.calls.has_results
+    assert desk.calls.results
     assert desk.calls.num_sent == 2
-    assert not desk.calls.take_results(100)
+    desk.calls.take_results(100)
+    assert not desk.calls.results
     assert [desk.outcome(3), desk.outcome(4)] == ["c", "d"]
     assert not desk.calls.pending
 
@@ -371,11 +375,13 @@ def test_what_a_callback_submits_can_be_sent_before_the_rest_of_a_bundle_is_take
     for number in (1, 2):
         desk.made[number].settle = lambda _value, _error, again=number + 10: desk.submits(again)  # type: ignore[misc]
     desk.hears_bundle(1, "a", "b", "c", "d")
-    assert desk.calls.take_results(2)
+    desk.calls.take_results(2)
+    assert desk.calls.results
     assert desk.calls.is_half_unsent
     assert desk.sent_together() == [[11, 12]]
     assert not desk.calls.is_half_unsent
-    assert not desk.calls.take_results(2)
+    desk.calls.take_results(2)
+    assert not desk.calls.results
     assert [desk.outcome(3), desk.outcome(4)] == ["c", "d"]
     assert desk.calls.num_sent == 2
 
@@ -407,7 +413,7 @@ def test_answers_of_a_lost_balancer_that_were_not_taken_are_asked_for_again() ->
     desk.hears_bundle(1, "old", "old")
     desk.calls.take_results(1)
     desk.calls.new_balancer()
-    assert not desk.calls.has_results
+    assert not desk.calls.results
     assert desk.sent_ids() == [2]
     desk.hears_bundle(2, "new")
     desk.calls.take_results(100)
@@ -421,8 +427,9 @@ def test_no_answer_of_a_bundle_comes_behind_the_end_of_all_calls() -> None:
     desk.sends()
     desk.hears_bundle(1, "a", "b")
     desk.calls.fail_all(lambda: Closed("closed"))
-    assert not desk.calls.has_results
-    assert not desk.calls.take_results(100)
+    assert not desk.calls.results
+    desk.calls.take_results(100)
+    assert not desk.calls.results
     assert all(isinstance(desk.outcome(number), Closed) for number in (1, 2))
 
 

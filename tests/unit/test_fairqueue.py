@@ -314,6 +314,27 @@ def test_each_of_a_bundle_is_a_turn_also_where_they_go_together(sizes: tuple[int
     assert lines(queue, 1) == [[302]]
 
 
+def test_a_bundle_that_is_not_worth_cutting_is_taken_whole() -> None:
+    """Where there is room for it; it then is more than was wanted, and what is behind it waits."""
+    queue = FairQueue()
+    pushes(queue, a_bundle(0, 6))
+    pushes(queue, a_bundle(10, 6))
+    assert [numbers(entry) for entry in queue.take(4, 100, cuts=False)] == [list(range(6))]
+    assert (len(queue), queue.rows) == (6, 6)
+    assert [numbers(entry) for entry in queue.take(4, 5, cuts=False)] == [[10, 11, 12, 13, 14]]
+    assert [numbers(entry) for entry in queue.take(4, 100, cuts=False)] == [[15]]
+    assert (len(queue), queue.rows) == (0, 0)
+
+
+def test_where_another_class_waits_a_turn_is_one_request_even_of_a_bundle_that_is_not_worth_cutting() -> None:
+    """Classes share the capacity by requests."""
+    queue = FairQueue()
+    pushes(queue, a_bundle(0, 20, priority=Priority.HIGH))
+    pushes(queue, an_entry(100, priority=Priority.LOW))
+    taken = [number for entry in queue.take(LOW_TURN, 100, cuts=False) for number in numbers(entry)]
+    assert taken == [*range(LOW_TURN - 1), 100]
+
+
 def test_nothing_of_a_bundle_is_taken_behind_a_stream() -> None:
     """And a stream is taken behind what is ahead of it."""
     queue = FairQueue()

@@ -139,40 +139,20 @@ def test_shares_of_idle_workers_leave_nobody_idle_and_nothing_waiting(
         assert sum(given) == min(num_waiting, len(idle) * batch)
 
 
-@pytest.mark.parametrize(
-    ("num_waiting", "row_s", "given"),
-    [
-        (8, math.inf, 2),
-        (8, policy.MESSAGE_S, 2),
-        (8, policy.MESSAGE_S / 4, 2),
-        (8, policy.MESSAGE_S / 8, 8),
-        (8, policy.MESSAGE_S / 100, 8),
-        (8, 0.0, 8),
-        (40, policy.MESSAGE_S / 100, 16),
-        (1, 0.0, 1),
-        (1, math.inf, 1),
-    ],
-)
-def test_rows_that_take_less_than_another_message_stay_together(num_waiting: int, row_s: float, given: int) -> None:
-    """As far as there is room; while nothing is known of a model, its rows are shared."""
-    assert policy.share(num_waiting, 1.0, 4, 4.0, 16, 16, row_s=row_s) == given
-
-
-def test_what_may_come_any_moment_does_not_make_rows_worth_a_message() -> None:
-    """Only those that wait would be in it."""
-    assert policy.share(8, 1.0, 4, 4.0, 16, 16, 100, policy.MESSAGE_S / 8) == 8
-    assert policy.share(8, 1.0, 4, 4.0, 5, 16, 0, policy.MESSAGE_S / 8) == 5
-
-
-@given(waiting, weights, st.integers(0, 20), st.integers(1, 64), st.integers(0, 50), st.floats(0.0, 1.0))
+@given(waiting, weights, st.integers(0, 20), st.integers(1, 64), st.integers(0, 50))
 def test_a_share_stays_within_what_waits_and_what_there_is_room_for(
-    num_waiting: int, weight: float, idle: int, batch: int, awaited: int, row_s: float
+    num_waiting: int, weight: float, idle: int, batch: int, awaited: int
 ) -> None:
-    """Whatever the rows take; and where they take next to nothing, it is all of that."""
-    given = policy.share(num_waiting, weight, idle, weight * idle, batch, batch, awaited, row_s)
-    assert 1 <= given <= min(num_waiting, batch)
-    if num_waiting * row_s <= policy.MESSAGE_S:
-        assert given == min(num_waiting, batch)
+    """Whatever may come besides."""
+    assert 1 <= policy.share(num_waiting, weight, idle, weight * idle, batch, batch, awaited) <= min(num_waiting, batch)
+
+
+def test_rows_that_take_less_than_another_message_are_not_worth_cutting() -> None:
+    """While nothing is known of a model, they are."""
+    assert policy.are_worth_cutting(1, math.inf)
+    assert policy.are_worth_cutting(9, policy.MESSAGE_S / 8)
+    assert not policy.are_worth_cutting(8, policy.MESSAGE_S / 8)
+    assert not policy.are_worth_cutting(8, 0.0)
 
 
 def test_suspects_may_use_half_of_the_workers_and_at_least_one() -> None:
