@@ -1,4 +1,4 @@
-"""Admitted requests, from their admission to their final answer. Only the router and its queue change them."""
+"""Admitted requests, from admission to final answer. Only the router, its queue and its verdicts change them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Entry:
     sent_parts: bool = False
     lease: Lease | None = None  # of the chunk that its large frames are in
     result: Lease | None = None  # of the chunk that the running dispatch may put its result into
-    gone: set[int] | None = None  # of a bundle: the places of those that were cancelled in the queue
+    cancelled: set[int] | None = None  # of a bundle: the places of those that were, in the queue
 
     @property
     def is_bundle(self) -> bool:
@@ -75,9 +75,12 @@ class Entry:
         return bool(self.flags & BUNDLE)
 
     @property
-    def tickets(self) -> range:
-        """Of the running dispatch; of a bundle also those that are answered."""
-        return range(self.ticket, self.ticket + (wire.num_in(self.raw) if self.flags & BUNDLE else 1))
+    def tickets(self) -> list[int]:
+        """Of the running dispatch: those that its worker has not answered."""
+        if not self.flags & BUNDLE:
+            return [self.ticket]
+        given = self.worker.outstanding
+        return [each for each in range(self.ticket, self.ticket + wire.num_in(self.raw)) if given.get(each) is self]
 
     def open_ids(self) -> list[int]:
         """The requests that are neither answered nor cancelled."""
@@ -90,7 +93,7 @@ class Entry:
     def some(self, start: int, stop: int) -> Entry:
         """These of a bundle, none of them answered or cancelled, as a line of their own in its place."""
         raw, num = bundles.part(self.raw, start, stop), stop - start
-        num_bytes = sum(bundles.sizes(self.raw)[start:stop])
+        num_bytes = bundles.num_bytes(raw)
         flags = self.flags if num > 1 else self.flags & ~BUNDLE
         entry = Entry(
             self.session, self.request_id + start, raw, (), flags, self.model, self.deadline_ns, num, self.priority,
@@ -113,10 +116,10 @@ class Entry:
         return first
 
     def rest(self) -> list[Entry]:
-        """A bundle of which some were cancelled in the queue: the others, in order."""
-        gone, first, found = self.gone or set(), 0, list[Entry]()
+        """A bundle of which some were cancelled in the queue: the others, in order, as lines of their own."""
+        cancelled, first, found = self.cancelled or set(), 0, list[Entry]()
         end = wire.num_in(self.raw)
-        for place in [*sorted(gone), end]:
+        for place in [*sorted(cancelled), end]:
             if place > first:
                 found.append(self.some(first, place))
             first = place + 1

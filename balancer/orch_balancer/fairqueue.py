@@ -12,6 +12,8 @@ from orch_balancer.entry import QUEUED, Entry
 # Removed entries stay in their deque, emptied, until they reach its head; beyond this many more than live ones the
 # deques are rebuilt, so removal costs O(1) on average and memory stays proportional to what waits.
 SLACK = 1024
+# To cut a bundle costs as much as it has requests: one with more than so many times what is wanted is halved first.
+HALVED = 8
 # Looked up once.
 NORMAL, STREAM = int(Priority.NORMAL), Flag.STREAM
 
@@ -30,9 +32,9 @@ class _Batch:
         self._cuts = cuts
 
     def draw(self, line: deque[Entry], most: int) -> int:
-        """Take from the head of a line, at least one and no more than so many rows. Ended entries there were so many.
+        """Take from the head of a line until it has so many rows, at least one entry. Ended entries there were so many.
 
-        Only one that alone has more rows than that makes it more, or a bundle that is not to be cut.
+        The last may make it more, and so may a bundle that is not to be cut.
         """
         num_ended, rows, entries = 0, self.rows, self.entries
         until = rows + most
@@ -45,12 +47,13 @@ class _Batch:
             flags, its_rows = entry.flags, entry.rows
             if flags & BUNDLE:
                 fitting = min(until, self._room) - rows if self._cuts else self._room - rows
-                if entry.gone is not None:
+                if entry.cancelled is not None:
                     line.popleft()
                     line.extendleft(reversed(entry.rest()))
                     continue
-                if 0 < fitting < its_rows:
-                    entry, its_rows = entry.cut_off(fitting), fitting
+                while 0 < fitting < its_rows:
+                    its_rows = its_rows // 2 if HALVED * fitting < its_rows else fitting
+                    entry = entry.cut_off(its_rows)
                     line.appendleft(entry)
             if rows + its_rows > self._room and not (self._is_first and not entries):
                 self.is_full = self.is_refused = True
@@ -100,7 +103,7 @@ class _Class:
             while i < end and entries[i].session is session:
                 rows += entries[i].rows
                 i += 1
-            self.left(session.id, rows)
+            self.uncount(session.id, rows)
 
     @property
     def only(self) -> Entry | None:
@@ -108,7 +111,7 @@ class _Class:
         if len(self.turns) != 1 or self.first:
             return None
         line = self.by_client[self.turns[0]]
-        return line[0] if len(line) == 1 and line[0].place is QUEUED and not line[0].gone else None
+        return line[0] if len(line) == 1 and line[0].place is QUEUED and not line[0].cancelled else None
 
     def clear(self) -> None:
         """That one was taken."""
@@ -117,7 +120,7 @@ class _Class:
         self.rows_of.clear()
         self.rows = 0
 
-    def left(self, client: bytes, rows: int) -> None:
+    def uncount(self, client: bytes, rows: int) -> None:
         """Count rows of a client no more."""
         self.rows -= rows
         left = self.rows_of[client] - rows
@@ -129,7 +132,8 @@ class _Class:
     def take(self, batch: _Batch, *, is_alone: bool) -> None:
         """Add what is to run next: all that is wanted where no other class waits, else one request.
 
-        Clients get equal parts, in turns: what each would have if one request after another was taken.
+        Clients get equal parts of rows, in turns: where bundles are cut, what each would have if one request after
+        another was taken.
         """
         if self.first:
             self.removed -= batch.draw(self.first, batch.left if is_alone else 1)
@@ -253,7 +257,7 @@ class FairQueue:
         self.num -= num
         rows = num if entry.is_bundle else entry.rows
         self.rows -= rows
-        each.left(entry.session.id, rows)
+        each.uncount(entry.session.id, rows)
         if entry.place is not QUEUED:
             each.removed += 1
             if each.removed > self._counts[priority] + SLACK:

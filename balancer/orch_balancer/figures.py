@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from orch.wire import read_times
-from orch_balancer.learned import Speed
 
 # Seconds: six steps in each power of ten, from what a request costs at least to the longest batches.
 STEPS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
@@ -51,7 +50,7 @@ class Figures:
         self._last_at = 0.0
         self.answered: list[tuple[Admitted, float]] = []
         self.given: list[tuple[Admitted, float]] = []
-        self.runs: list[tuple[Speed, int, int, int, float]] = []
+        self.runs: list[tuple[int, int, int, float]] = []
 
     def observe(self) -> None:
         """Enter what was noted."""
@@ -59,10 +58,8 @@ class Figures:
             _observe_since(self.total, admitted, now)
         for admitted, now in self.given:
             _observe_since(self.queue, admitted, now)
-        for speed, rows, num_requests, times, now in self.runs:
-            waited_s, took_s = read_times(times)
-            speed.ran(rows, took_s)
-            self._ran(rows, num_requests, waited_s, took_s, now)
+        for rows, num_requests, times, now in self.runs:
+            self._ran(rows, num_requests, *read_times(times), now)
         self.answered.clear()
         self.given.clear()
         self.runs.clear()

@@ -62,7 +62,7 @@ def share(
 
 
 def are_worth_cutting(rows: int, row_s: float) -> bool:
-    """Whether what came together is cut where several workers idle. row_s: what the model takes for each row."""
+    """Whether bundles are cut where less of them is wanted. rows: all that waits; row_s: the model's time for each."""
     return rows * row_s > MESSAGE_S
 
 

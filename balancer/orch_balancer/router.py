@@ -31,6 +31,7 @@ from orch.wire import (
     Tickets,
     changed,
     error_record,
+    read_times,
     repacked,
 )
 from orch_balancer import policy
@@ -301,7 +302,8 @@ class Router:
         if rows:
             self.answered_by[worker.replica] += num_final
             if times:
-                self._figures.runs.append((pool.speed, rows, num_final, times, now))
+                pool.speed.ran(rows, read_times(times)[1] * worker.weight)
+                self._figures.runs.append((rows, num_final, times, now))
             worker.rows -= rows
             worker.streams -= num_streams
             # A stream's life is no batch's time, nor is nothing: then this is the rest of a batch's answers.
@@ -510,7 +512,9 @@ class Router:
         del entry.session.entries[request_id]
         if entry.place is QUEUED:
             entry.rows -= 1
-            entry.gone = (entry.gone or set()) | {place}
+            entry.cancelled = (entry.cancelled or set()) | {place}
+            if not entry.num & (entry.num - 1):  # now and then: what is held stays in proportion to what is counted
+                entry.raw = bundles.without(entry.raw, entry.cancelled)
             self.num_queued -= 1
             self.pools[entry.model].queue.forget(entry)
             return None

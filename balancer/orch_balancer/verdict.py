@@ -29,7 +29,10 @@ class Cause:
 def verdict(
     entry: Entry, cause: Cause, was_running: bool, worker: Worker, max_attempts: int
 ) -> errors.RequestError | None:
-    """What a worker's death means for a request it had. None: run it again."""
+    """What a worker's death means for a request it had. None: run it again.
+
+    Notes on the entry, and on its pool, what was learned.
+    """
     if not cause.counts:
         entry.attempts -= 1
     pool = worker.pool

@@ -9,14 +9,34 @@ a bundle as one as long as nothing tells its requests apart.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 
-from orch.wire import BUNDLE, BUNDLE_LENGTHS, HEADER, HEADER_BYTES, ROWS_AT, U16, Packed, Record
+from orch.wire import BUNDLE, BUNDLE_LENGTHS, FLAGS_AT, HEADER, HEADER_BYTES, ROWS_AT, U16, Packed, Record, num_in
+
+LENGTH_FIELD = 9  # of the header: bytes of the body
 
 
 def sizes(raw: bytes) -> tuple[int, ...]:
     """Bytes of each body of a packed bundle."""
     found: tuple[int, ...] = BUNDLE_LENGTHS[U16.unpack_from(raw, ROWS_AT)[0]].unpack_from(raw, HEADER_BYTES)
     return found
+
+
+def num_bytes(raw: bytes) -> int:
+    """Of the bodies in a packed record."""
+    num = num_in(raw)
+    return len(raw) - HEADER_BYTES - (BUNDLE_LENGTHS[num].size if raw[FLAGS_AT] & BUNDLE else 0)
+
+
+def without(raw: bytes, places: Collection[int]) -> bytes:
+    """A packed bundle in which these bodies are empty."""
+    lengths = [0 if place in places else size for place, size in enumerate(sizes(raw))]
+    ends = itertools.accumulate(sizes(raw), initial=HEADER_BYTES + BUNDLE_LENGTHS[len(lengths)].size)
+    bodies = [raw[begin : begin + length] for begin, length in zip(ends, lengths, strict=False)]
+    body = BUNDLE_LENGTHS[len(lengths)].pack(*lengths) + b"".join(bodies)
+    fields = list(HEADER.unpack_from(raw))
+    fields[LENGTH_FIELD] = len(body)
+    return HEADER.pack(*fields) + body
 
 
 def part(raw: bytes, start: int, stop: int) -> bytes:
@@ -64,7 +84,7 @@ def singles(bundle: Record) -> list[Record]:
     ]
 
 
-def halves(bundle: Record, num: int) -> tuple[Record, Record]:
+def split(bundle: Record, num: int) -> tuple[Record, Record]:
     """The first so many of a bundle, and the others: bundles, even of one."""
     ticket = bundle.ticket + num if bundle.ticket else 0
     bodies = bundle.frames

@@ -250,7 +250,9 @@ class Calls:
     def take_results(self, most: int) -> None:
         """As many of those that have come in bundles; an interrupt in between loses none."""
         results, sent = self.results, self._sent
-        for _ in range(min(most, len(results))):
+        for _ in range(most):
+            if not results:  # looked at each time: who is told of one may end them all
+                break
             request_id, body, times = results.popleft()
             call = sent.pop(request_id, None)
             if call is None:

@@ -323,11 +323,15 @@ class Driver:
                 if not arrived:
                     break
                 while arrived:  # an interrupt in between loses none
-                    record = arrived.popleft()
+                    record = arrived[0]
+                    if record[0] == RESULT and record[1] & BUNDLE:
+                        calls.take(record)  # before it is let go: results that are there twice are ignored
+                        arrived.popleft()
+                        self._take_results(connection)
+                        continue
+                    arrived.popleft()
                     if record[0] == RESULT:  # its kind; most are
                         calls.take(record)
-                        if record[1] & BUNDLE:
-                            self._take_results(connection)
                     elif record.kind == Kind.HELLO:  # it does not know us: another epoch, or it had given us up
                         self._lost(connection)
                         return True

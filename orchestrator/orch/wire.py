@@ -183,7 +183,7 @@ def addressed(raw: bytes, attempt: int, ticket: int) -> bytearray:
 
 
 def pack_head(records: Iterable[Record]) -> bytes:
-    """The head frame of a message. The caller keeps to the limits; `messages` does it for any number of records."""
+    """The head frame of a message of records that are no bundles. The caller keeps to the limits; `messages` does."""
     pieces: list[bytes] = []
     add = pieces.append
     pack = HEADER.pack

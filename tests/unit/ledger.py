@@ -49,16 +49,16 @@ def check_entry(entry: Entry, request_ids: list[int]) -> None:
         assert (entry.raw[wire.FLAGS_AT], *wire.HEADER.unpack_from(entry.raw)[6:7]) == (entry.flags, entry.request_id)
     if not entry.is_bundle:
         assert (entry.num, entry.request_id) == (1, request_ids[0])
-        assert entry.gone is None
+        assert entry.cancelled is None
         return
     places = [each - entry.request_id for each in request_ids]
     sizes = bundles.sizes(entry.raw)
     assert entry.num_bytes == sum(sizes[place] for place in places)
     if entry.place is QUEUED:
         assert entry.rows == entry.num
-        assert (entry.gone or set()) == set(range(len(sizes))) - set(places)
+        assert (entry.cancelled or set()) == set(range(len(sizes))) - set(places)
     else:
-        assert entry.gone is None, "what was cancelled goes to no worker"
+        assert entry.cancelled is None, "what was cancelled goes to no worker"
         tickets = [ticket for ticket, each in entry.worker.outstanding.items() if each is entry]
         assert sorted(tickets) == [entry.ticket + place for place in places]
 

@@ -156,6 +156,20 @@ def test_what_is_not_wanted_of_a_bundle_is_dropped_and_the_rest_stays() -> None:
     assert batcher.take() == []
 
 
+def test_bundles_of_which_everything_is_wanted_stay_whole() -> None:
+    """However often somebody looks: a batch of single requests costs several times as much."""
+    batcher = Batcher(4, 0.0)
+    batcher.add([item_of(each) for each in (a_bundle(1, 2), a_bundle(3, 2))], 0.0)
+    assert batcher.holds(lambda request: request.request_id == 3)
+    assert not batcher.holds(lambda request: request.deadline_ns != 0)
+
+    def some_of(bundle: Record) -> bool:
+        return bundle.request_id == 3
+
+    assert batcher.drop(lambda request: request.request_id == 4, some_of) == [a_single(4)]
+    assert batcher.take() == [a_bundle(1, 2), a_single(3)]
+
+
 def test_a_stream_does_not_share_a_batch_with_a_bundle() -> None:
     """Neither is what comes behind it taken before it."""
     batcher = Batcher(4, 0.0)

@@ -93,7 +93,7 @@ def forgets_one(queue: FairQueue, number: int, client: str = "a") -> None:
     entry.num -= 1
     entry.rows -= 1
     entry.num_bytes -= bundles.sizes(entry.raw)[place]
-    entry.gone = (entry.gone or set()) | {place}
+    entry.cancelled = (entry.cancelled or set()) | {place}
     del ours[number]
     queue.forget(entry)
 

@@ -317,3 +317,27 @@ def test_two_clients_bundles_are_two_lines() -> None:
     assert house.answers(1, 2) == told(1, 2)
     assert sorted(first.entries) == [1, 2]
     assert house.router.num_outstanding == 2
+
+
+def test_what_is_held_for_cancelled_requests_stays_in_proportion_to_what_is_counted() -> None:
+    """A limit on bytes would be none if a client could cancel all but an empty one of each bundle."""
+    house = House()
+    house.asks(*range(1, 33))
+    for request_id in range(32, 1, -1):
+        assert house.router.cancel(house.client, request_id) is None
+        check(house.router)
+    (entry,) = house.client.entries.values()
+    assert (entry.num, entry.num_bytes) == (1, len(b"1"))
+    assert len(entry.raw) < wire.HEADER_BYTES + 32 * 4 + 8
+    assert house.dispatch() == [[1]]
+    assert house.answers(1) == [(1, b"answer 1")]
+
+
+def test_a_client_that_leaves_names_only_tickets_that_are_not_answered() -> None:
+    """The page where its workers read them has room for the last few hundred."""
+    house = House()
+    house.asks(*range(1, 7))
+    house.dispatch()
+    house.answers(1, 2)
+    (running,) = house.router.leave(house.client)
+    assert [ticket & 0xFFFFFFFF for ticket in running.tickets] == [3, 4, 5, 6]

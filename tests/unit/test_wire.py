@@ -231,7 +231,7 @@ def test_parts_of_a_bundle_put_together_are_the_whole(bundle: Record, data: st.D
 @given(any_bundle.filter(lambda bundle: bundle.rows > 1), st.data())
 def test_halves_of_a_bundle_are_bundles(bundle: Record, data: st.DataObject) -> None:
     """Even of one, so that their answers are one record each."""
-    first, others = bundles.halves(bundle, num := data.draw(st.integers(1, bundle.rows - 1)))
+    first, others = bundles.split(bundle, num := data.draw(st.integers(1, bundle.rows - 1)))
     assert (first.rows, others.rows) == (num, bundle.rows - num)
     assert first.flags & others.flags & Flag.BUNDLE
     assert bundles.singles(first) + bundles.singles(others) == bundles.singles(bundle)

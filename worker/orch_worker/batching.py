@@ -6,11 +6,12 @@ expected gap, and saves one batch's fixed cost. Both are learned from what was s
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from orch.bundles import halves, singles
+from orch.bundles import singles, split
 
 # A past batch counts this much less with every newer one when its cost is fitted, and a past gap when one is expected.
 # The gaps of one client alone are its batches' times and more: were the two forgotten at different rates, uneven
@@ -33,8 +34,7 @@ class Item(NamedTuple):
 
 
 def _apart(item: Item) -> list[Item]:
-    if not item.is_many:
-        return [item]
+    """The requests of a bundle."""
     return [item._replace(value=each, rows=1, is_many=False) for each in singles(item.value)]
 
 
@@ -136,15 +136,23 @@ class Batcher:
         self.cost.observe(rows, seconds)
         self._free_at = now
 
-    def drop(self, unwanted: Callable[[Any], bool]) -> list[Any]:
-        """Take out, and return, the values for which `unwanted` is true: cancelled, or past their deadline."""
-        if any(item.is_many for item in self._items):  # of which some may be wanted
-            self._items = deque(one for item in self._items for one in _apart(item))
-        dropped = [item for item in self._items if unwanted(item.value)]
+    def drop(self, unwanted: Callable[[Any], bool], some_of: Callable[[Any], bool] = lambda _: True) -> list[Any]:
+        """Take out, and return, the values for which `unwanted` is true: cancelled, or past their deadline.
+
+        some_of: whether some of a bundle may be; it is taken apart then.
+        """
+        if any(item.is_many and some_of(item.value) for item in self._items):
+            torn = [_apart(item) if item.is_many and some_of(item.value) else [item] for item in self._items]
+            self._items = deque(itertools.chain.from_iterable(torn))
+        dropped = [item for item in self._items if not item.is_many and unwanted(item.value)]
         if dropped:
-            self._items = deque(item for item in self._items if not unwanted(item.value))
+            self._items = deque(item for item in self._items if item.is_many or not unwanted(item.value))
             self._rows -= sum(item.rows for item in dropped)
         return [item.value for item in dropped]
+
+    def holds(self, wanted: Callable[[Any], bool]) -> bool:
+        """Whether `wanted` is true of something here."""
+        return any(wanted(item.value) for item in self._items)
 
     def wait_s(self, now: float) -> float | None:
         """Seconds to wait for more before the next `take`; 0: take now; None: nothing is here."""
@@ -169,7 +177,7 @@ class Batcher:
             item = self._items[0]
             room = self.max_batch_size - rows
             if item.is_many and 0 < room < item.rows:
-                first, others = halves(item.value, room)
+                first, others = split(item.value, room)
                 self._items[0] = item._replace(value=others, rows=item.rows - room)
                 self._items.appendleft(item := item._replace(value=first, rows=room))
             if taken and (item.alone or rows + item.rows > self.max_batch_size):

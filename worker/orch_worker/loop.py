@@ -262,15 +262,18 @@ class Loop:
         self._read_cancelled()
         if not (self._cancelled or self._timed):
             return
-        now_ns = time.monotonic_ns()
+        cancelled, now_ns = self._cancelled.keys(), time.monotonic_ns()
 
         def unwanted(request: Record) -> bool:
-            return request.ticket in self._cancelled or 0 < request.deadline_ns <= now_ns
+            return request.ticket in cancelled or 0 < request.deadline_ns <= now_ns
 
-        if dropped := self._batcher.drop(unwanted):
+        def some_of(bundle: Record) -> bool:  # whose requests have no deadlines
+            return not cancelled.isdisjoint(range(bundle.ticket, bundle.ticket + bundle.rows))
+
+        if dropped := self._batcher.drop(unwanted, some_of):
             self._end([failed(each, DeadlineExceeded("its deadline passed before it ran")) for each in dropped])
+        self._timed = self._timed and self._batcher.holds(lambda request: request.deadline_ns != 0)
         if not len(self._batcher):
-            self._timed = False
             self._cancelled.clear()
 
     def _read_cancelled(self) -> None:
