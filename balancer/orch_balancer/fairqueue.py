@@ -36,7 +36,7 @@ class _Batch:
 
         The last may make it more, and so may a bundle that is not to be cut.
         """
-        num_ended, rows, entries = 0, self.rows, self.entries
+        num_ended, rows, entries, room = 0, self.rows, self.entries, self._room
         until = rows + most
         while line and rows < until:
             entry = line[0]
@@ -46,7 +46,7 @@ class _Batch:
                 continue
             flags, its_rows = entry.flags, entry.rows
             if flags & BUNDLE:
-                fitting = min(until, self._room) - rows if self._cuts else self._room - rows
+                fitting = min(until, room) - rows if self._cuts else room - rows
                 if entry.cancelled is not None:
                     line.popleft()
                     line.extendleft(reversed(entry.rest()))
@@ -55,7 +55,7 @@ class _Batch:
                     its_rows = its_rows // 2 if HALVED * fitting < its_rows else fitting
                     entry = entry.cut_off(its_rows)
                     line.appendleft(entry)
-            if rows + its_rows > self._room and not (self._is_first and not entries):
+            if rows + its_rows > room and not (self._is_first and not entries):
                 self.is_full = self.is_refused = True
                 break
             line.popleft()

@@ -370,15 +370,17 @@ class Router:
         if not worker.outstanding:
             worker.began_at = now
         expected = worker.pool.results.expected
-        outstanding, tickets = worker.outstanding, self._tickets
+        outstanding = worker.outstanding
         if expected:  # a chunk for each result, where its client can read it there
             entries = [each for entry in entries for each in (entry.apart() if entry.session.maps else [entry])]
         admitted = [(entry.admitted_at, entry.num) for entry in entries]
         self._figures.given.append((admitted, now))
+        total = sum([num for _, num in admitted])
+        self.num_queued -= total
+        next_ticket = self._tickets.take(total)
         for entry in entries:
-            num = entry.num
-            self.num_queued -= num
-            ticket = tickets.take(num)
+            num, ticket = entry.num, next_ticket
+            next_ticket += num
             if entry.flags & STREAM:
                 worker.streams += 1
             entry.place = DISPATCHED
