@@ -46,11 +46,11 @@ class _Batch:
                 continue
             flags, its_rows = entry.flags, entry.rows
             if flags & BUNDLE:
-                fitting = min(until, room) - rows if self._cuts else room - rows
                 if entry.cancelled is not None:
                     line.popleft()
                     line.extendleft(reversed(entry.rest()))
                     continue
+                fitting = min(until, room) - rows if self._cuts else room - rows
                 while 0 < fitting < its_rows:
                     its_rows = its_rows // 2 if HALVED * fitting < its_rows else fitting
                     entry = entry.cut_off(its_rows)

@@ -244,16 +244,25 @@ class Router:
                 self.counts.late += num if flags & BUNDLE else 1
                 continue
             is_waited_for = entry.place is DISPATCHED
-            if entry.flags & BUNDLE and kind in FINAL:
-                num = num if flags & BUNDLE else 1
-                for each in range(ticket, ticket + num):
-                    del outstanding[each]
-                num_final += num
-                rows += num
-                if flags & ~BUNDLE or frames:
+            if kind not in FINAL:
+                entry.sent_parts = True
+            else:
+                is_bundled = entry.flags & BUNDLE
+                if is_bundled:
+                    its_num = its_rows = num if flags & BUNDLE else 1
+                    for each in range(ticket, ticket + its_num):
+                        del outstanding[each]
+                else:
+                    its_num, its_rows = 1, entry.rows
+                    del outstanding[ticket]
+                num_final += its_num
+                rows += its_rows
+                if entry.flags & STREAM:
+                    num_streams += 1
+                if entry.lease is not None or entry.result is not None or flags & ~BUNDLE or frames:
                     record = self._settle(worker, entry, Received(*record))  # noqa: PLW2901
                 elif are_large:
-                    for _ in range(num):
+                    for _ in range(its_num):
                         pool.results.observe(0)
                 if not is_waited_for:
                     continue
@@ -261,31 +270,12 @@ class Router:
                     num_failed += 1
                 elif spent > 0:
                     times = spent
-                num_bytes += self._answered_some(entry, ticket - entry.ticket, num)
-                answered.append((entry.admitted_at, num))
-                num_answered += num
-                num_ended += num
-            elif kind not in FINAL:
-                entry.sent_parts = True
-            else:
-                del outstanding[ticket]
-                num_final += 1
-                rows += entry.rows
-                if entry.flags & STREAM:
-                    num_streams += 1
-                if entry.lease is not None or entry.result is not None or flags or frames:
-                    record = self._settle(worker, entry, Received(*record))  # noqa: PLW2901
-                elif are_large:
-                    pool.results.observe(0)
-                if not is_waited_for:
-                    continue
-                if kind == ERROR:
-                    num_failed += 1
-                elif spent > 0:
-                    times = spent
-                answered.append((entry.admitted_at, 1))
-                num_answered += 1
-                if entry.deadline_ns or entry.lease is not None:
+                answered.append((entry.admitted_at, its_num))
+                num_answered += its_num
+                if is_bundled:
+                    num_bytes += self._answered_some(entry, ticket - entry.ticket, its_num)
+                    num_ended += its_num
+                elif entry.deadline_ns or entry.lease is not None:
                     self._end(entry)
                 else:  # the same, for most of them
                     entry.place = DONE

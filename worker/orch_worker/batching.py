@@ -141,7 +141,7 @@ class Batcher:
 
         some_of: whether some of a bundle may be; it is taken apart then.
         """
-        if any(item.is_many and some_of(item.value) for item in self._items):
+        if any(item.is_many for item in self._items):
             torn = [_apart(item) if item.is_many and some_of(item.value) else [item] for item in self._items]
             self._items = deque(itertools.chain.from_iterable(torn))
         dropped = [item for item in self._items if not item.is_many and unwanted(item.value)]

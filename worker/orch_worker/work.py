@@ -57,6 +57,10 @@ class Work:
     def unpack(self, requests: list[Record], since: float) -> Batch:
         """A batch that can be run; what cannot be read is answered in it already."""
         batch = Batch(since)
+        self._unpack(requests, batch)
+        return batch
+
+    def _unpack(self, requests: list[Record], batch: Batch) -> None:
         for request in requests:
             _, flags, _, _, _, _, ticket, _, rows, body, frames = request
             if flags & BUNDLE:
@@ -72,18 +76,12 @@ class Work:
             else:
                 batch.inputs.append(new_tuple(Row, (value, not flags & NO_RETRY)))
                 batch.requests.append(request)
-        return batch
 
     def _unpack_bundle(self, bundle: Record, batch: Batch) -> None:
         try:
             values = list(map(payload.decode, bundle.frames))
         except RemoteProtocolError:  # one of them
-            part = self.unpack(bundles.singles(bundle), batch.waits_since)
-            batch.tickets += part.tickets
-            batch.num_rows += part.num_rows
-            batch.answers += part.answers
-            batch.inputs += part.inputs
-            batch.requests += part.requests
+            self._unpack(bundles.singles(bundle), batch)
             return
         may_rerun = not bundle.flags & NO_RETRY
         batch.tickets += range(bundle.ticket, bundle.ticket + bundle.rows)
