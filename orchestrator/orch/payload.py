@@ -41,6 +41,9 @@ MAX_DIMENSIONS = 64  # numpy's own limit
 REGISTERED = 2  # dtype.isbuiltin of a type that another package has added
 BFLOAT16, BFLOAT16_BYTES = "bfloat16", 2
 
+# Arrays of one dtype and shape come again and again. What is remembered of so many is bounded, as a peer chooses them.
+NUM_REMEMBERED, MAX_REMEMBERED = 256, 256  # bytes of a body
+MAX_NAME = 64  # characters of a dtype's; the longest are half of that
 # What packing raises for a value that cannot travel.
 UNFIT = (TypeError, ValueError, OverflowError, RuntimeError, BufferError)
 
@@ -48,6 +51,7 @@ UNFIT = (TypeError, ValueError, OverflowError, RuntimeError, BufferError)
 # lock makes each `pack` atomic, whatever threads share it.
 _PLAIN = msgpack.Packer(strict_types=True, use_bin_type=True)
 _pack_plain, _ARRAY = _PLAIN.pack, np.ndarray  # looked up once
+_INTS = frozenset([int])
 # First bytes of a body that is an extension as a whole: ext 8 to 32, fixext 1 to 16.
 _EXTENSIONS = frozenset([*range(0xC7, 0xCA), *range(0xD4, 0xD9)])
 
@@ -111,8 +115,10 @@ def encode(payload: Any) -> tuple[bytes, tuple[Any, ...]]:
     try:
         body: bytes
         if kind is _ARRAY and payload.dtype.fields is None:  # most are, and need no packer of their own
-            dtype, shape, buffer = _array_parts(payload)
-            body = _PLAIN.pack(msgpack.ExtType(ARRAY, _PLAIN.pack([dtype, shape, _place(buffer, frames)])))
+            name, shape, buffer = _array_parts(payload)
+            if buffer.nbytes >= FRAME_BYTES:
+                return _one_array(name, shape), (buffer,)
+            body = _PLAIN.pack(msgpack.ExtType(ARRAY, _PLAIN.pack([name, list(shape), bytes(buffer)])))
         else:
             body = _pack_plain(payload)
             if len(body) < FRAME_BYTES:
@@ -141,6 +147,8 @@ def decode(body: bytes, frames: Sequence[Any] = ()) -> Any:
                 return msgpack.unpackb(body, ext_hook=_not_plain, raw=False, strict_map_key=False)
             except _NotPlainError:
                 pass
+        elif len(frames) == 1 and len(body) <= MAX_REMEMBERED and (form := _form_of_one_array(body)) is not None:
+            return _as_array(*form, memoryview(frames[0]).cast("B"))
         return _unpack(body, _Received(frames))
     except RemoteProtocolError:
         raise
@@ -175,7 +183,7 @@ def _extension(value: Any, frames: Frames, depth: int) -> Any:
         return inside(TUPLE, list(value))
     if isinstance(value, np.ndarray):
         kind, shape, buffer = _array_parts(value)
-        return inside(ARRAY, [kind, shape, _place(buffer, frames)])
+        return inside(ARRAY, [kind, list(shape), _place(buffer, frames)])
     if isinstance(value, np.generic) and not isinstance(value, (str, bytes)):  # an array would drop trailing zeros
         kind, _, buffer = _array_parts(np.asarray(value))
         return inside(SCALAR, [kind, bytes(buffer)])
@@ -217,21 +225,34 @@ def _int_parts(value: int) -> Any:
     return msgpack.ExtType(BIG_INT, value.to_bytes(size, "little", signed=True))
 
 
-def _array_parts(array: np.ndarray[Any, Any]) -> tuple[Any, list[int], memoryview]:
-    dtype = array.dtype
-    if isinstance(array, np.ma.MaskedArray):
-        raise TypeError("a masked array would lose its mask; send .data and .mask")
+@functools.lru_cache(maxsize=NUM_REMEMBERED)
+def _kind_of(dtype: np.dtype[Any]) -> Any:
     if dtype.hasobject or dtype.itemsize == 0 or dtype.char == "T":
         raise TypeError(f"an array of dtype {dtype} has no fixed-size elements")
-    kind: Any = dtype.str
     if dtype.fields or dtype.subdtype:
-        kind = np.lib.format.dtype_to_descr(dtype)
-    elif dtype.isbuiltin == REGISTERED:  # e.g. ml_dtypes.bfloat16, whose dtype.str would only say V2
-        kind = f"{dtype.type.__module__}:{dtype.name}"
+        return np.lib.format.dtype_to_descr(dtype)
+    if dtype.isbuiltin == REGISTERED:  # e.g. ml_dtypes.bfloat16, whose dtype.str would only say V2
+        if not dtype.isnative:
+            raise TypeError(f"an array of dtype {dtype} in another byte order")
+        return f"{dtype.type.__module__}:{dtype.name}"
+    return dtype.str
+
+
+@functools.lru_cache(maxsize=NUM_REMEMBERED)
+def _one_array(kind: str, shape: tuple[int, ...]) -> bytes:
+    """The body of a payload that is one array, whose elements are its one frame."""
+    return msgpack.packb(msgpack.ExtType(ARRAY, msgpack.packb([kind, shape, 0])))  # type: ignore[no-any-return]
+
+
+def _array_parts(array: np.ndarray[Any, Any]) -> tuple[Any, tuple[int, ...], memoryview]:
+    is_plain = type(array) is _ARRAY
+    if not is_plain and isinstance(array, np.ma.MaskedArray):
+        raise TypeError("a masked array would lose its mask; send .data and .mask")
+    kind = _kind_of(array.dtype)
     whole = array if array.flags.c_contiguous else array.copy(order="C")
     # A view of plain bytes: datetime64 and registered dtypes have no buffer of their own.
-    flat = whole.reshape(-1).view(np.ndarray)
-    return kind, list(array.shape), flat.view(np.uint8).data.cast("B") if flat.size else memoryview(b"")
+    flat = (whole if is_plain else whole.view(_ARRAY)).reshape(-1)  # a matrix would stay one
+    return kind, array.shape, flat.view(np.uint8).data if flat.size else memoryview(b"")
 
 
 def _is_tensor(value: Any) -> bool:
@@ -284,6 +305,16 @@ def _buffer(place: Any, received: _Received) -> memoryview:
 
 def _read_tuple(data: bytes, received: _Received) -> Any:
     return tuple(_unpack(data, received))
+
+
+@functools.lru_cache(maxsize=NUM_REMEMBERED)
+def _form_of_one_array(body: bytes) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
+    """Dtype and shape of what `_one_array` has written; None: the body is something else."""
+    outer = msgpack.unpackb(body, strict_map_key=False)
+    if type(outer) is not msgpack.ExtType or outer.code != ARRAY:
+        return None
+    kind, shape, place = msgpack.unpackb(outer.data, strict_map_key=False)
+    return (_dtype(kind), _shape(shape)) if type(kind) is str and type(place) is int and place == 0 else None
 
 
 def _read_array(data: bytes, received: _Received) -> Any:
@@ -359,14 +390,27 @@ _READERS: dict[int, Callable[[bytes, _Received], Any]] = {
 
 
 def _dtype(kind: Any) -> np.dtype[Any]:
-    if isinstance(kind, str) and ":" in kind:
-        if not kind.startswith("ml_dtypes:"):  # never import what a peer names
-            raise RemoteProtocolError(f"dtype {kind!r} is not known here"[:200])
-        name = kind.removeprefix("ml_dtypes:")
-        registered: np.dtype[Any] = np.dtype(getattr(importlib.import_module("ml_dtypes"), name))
-        return registered
-    dtype: np.dtype[Any] = np.dtype(kind) if isinstance(kind, str) else np.lib.format.descr_to_dtype(_descr(kind))
-    if dtype.hasobject or dtype.itemsize == 0:
+    if isinstance(kind, str) and len(kind) <= MAX_NAME:
+        return _named_dtype(kind)
+    return _fixed_size(np.lib.format.descr_to_dtype(_descr(kind)))
+
+
+@functools.lru_cache(maxsize=NUM_REMEMBERED)
+def _named_dtype(kind: str) -> np.dtype[Any]:
+    module, colon, name = kind.partition(":")
+    if not colon:
+        return _fixed_size(np.dtype(kind))
+    if module != "ml_dtypes":  # never import what a peer names
+        raise RemoteProtocolError(f"dtype {kind!r} is not known here"[:200])
+    registered: np.dtype[Any] = np.dtype(getattr(importlib.import_module(module), name))
+    if registered.isbuiltin != REGISTERED:  # any other class is the dtype of objects
+        raise RemoteProtocolError(f"{kind!r} is no dtype"[:200])
+    return registered
+
+
+def _fixed_size(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    # Objects would be read as addresses; an array of arrays has more dimensions than its shape says.
+    if dtype.hasobject or dtype.itemsize == 0 or dtype.subdtype:
         raise RemoteProtocolError(f"dtype {dtype} has no fixed-size elements"[:200])
     return dtype
 
@@ -380,7 +424,8 @@ def _refuse(kind: Any) -> Any:
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
-    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or any(type(n) is not int or n < 0 for n in shape):
+    is_one = isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS and _INTS.issuperset(map(type, shape))
+    if not is_one or (shape and min(shape) < 0):
         raise RemoteProtocolError(f"not a shape: {shape!r}"[:200])
     return tuple(shape)
 
@@ -394,7 +439,9 @@ def _empty_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _as_array(dtype: np.dtype[Any], shape: tuple[int, ...], buffer: memoryview) -> np.ndarray[Any, Any]:
     if not buffer.nbytes:
         return np.empty(_empty_shape(shape), dtype)
-    return np.frombuffer(buffer, np.uint8).view(dtype).reshape(shape)
+    if buffer.nbytes != math.prod(shape) * dtype.itemsize:
+        raise RemoteProtocolError(f"{buffer.nbytes} bytes for an array of shape {shape} and dtype {dtype}"[:200])
+    return np.ndarray(shape, dtype, buffer)
 
 
 # --- what cannot travel ------------------------------------------------------------------------------------------

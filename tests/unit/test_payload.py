@@ -14,6 +14,7 @@ from collections import OrderedDict, namedtuple
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import msgpack
 import numpy as np
 import pytest
@@ -244,6 +245,37 @@ def test_a_subclass_of_an_array_arrives_as_an_array(array: np.ndarray[Any, Any])
     assert type(found) is np.ndarray
     assert found.shape == array.shape
     assert found.tobytes() == array.tobytes()
+
+
+def test_large_arrays_that_differ_in_their_dtype_alone_are_told_apart() -> None:
+    """What is remembered of one is not taken for another's: each comes again, behind all the others."""
+    shape = (2, FRAME_BYTES)
+    dtypes = ["<i2", ">i2", "<u2", "<f2", "|V2", "|S2", ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, "|i1", "|b1"]
+    dtypes += [f"{order}{kind}8[{unit}]" for order in "<>" for kind in "Mm" for unit in ("s", "ms", "7D", "W")]
+    dtypes += [[("a", "<i2")], [("b", "<i2")], np.dtype({"names": ["a"], "formats": ["<i2"], "itemsize": 4})]
+    arrays = [np.zeros(shape, dtype) for dtype in dtypes]
+    for array in [*arrays, *reversed(arrays)]:
+        assert same(arrived(array), array)
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">i2", "<M8[us]", ml_dtypes.bfloat16, "i4,f8"])
+def test_a_large_view_of_any_layout_arrives_as_the_array_it_shows(dtype: Any) -> None:
+    """As one payload of its own: what can be copied is left alone, and what has gaps is packed."""
+    plain = np.arange(100_000).astype(np.dtype(dtype)).reshape(100, 1000)
+    locked = plain.copy()
+    locked.flags.writeable = False
+    for view in (plain.T, np.asfortranarray(plain), plain[::-1, ::-1], plain[:, ::2], plain[3:], locked, plain[:0]):
+        assert same(arrived(view), view.copy(order="C"))
+
+
+@pytest.mark.parametrize("kind", [Square, np.matrix])
+def test_the_frame_of_a_large_subclass_is_its_bytes(kind: type[np.ndarray[Any, Any]]) -> None:
+    """Whoever asks a frame for its length gets its bytes, whatever the array has for dimensions."""
+    array = np.arange(100_000.0).reshape(1, -1).view(kind)
+    body, (frame,) = payload.encode(array)
+    assert len(frame) == array.nbytes
+    assert np.shares_memory(np.frombuffer(frame), array)
+    assert same(payload.decode(body, [frame]), array.view(np.ndarray))
 
 
 def test_a_large_array_is_a_frame_of_the_callers_own_memory() -> None:
@@ -509,6 +541,7 @@ def cyclic() -> list[Any]:
         ([np.array(["a"], dtype=np.dtypes.StringDType())], "payload[0]: ", "no fixed-size elements"),
         ([np.zeros(2, "V0")], "payload[0]: ", "no fixed-size elements"),
         ([np.zeros(2, [("a", "O")])], "payload[0]: ", "no fixed-size elements"),
+        ([np.zeros(2, np.dtype(ml_dtypes.bfloat16).newbyteorder(">"))], "payload[0]: ", "another byte order"),
         ([np.ma.masked_array([1], [True])], "payload[0]: ", "would lose its mask"),
         ([torch.zeros(2).to_sparse()], "payload[0]: ", "send .to_dense()"),
         ([torch.zeros(2, device="meta")], "payload[0]: ", "meta tensor"),
@@ -571,6 +604,21 @@ def nested(levels: int) -> bytes:
         (ext(payload.ARRAY, "|V0", [1], b""), ()),
         (ext(payload.ARRAY, "os:path", [1], b"1"), ()),
         (ext(payload.ARRAY, "ml_dtypes:no_such_type", [1], b"1"), ()),
+        (ext(payload.ARRAY, "ml_dtypes:finfo", [1], b"12345678"), ()),
+        (ext(payload.ARRAY, "ml_dtypes:__doc__", [1], b"12345678"), ()),
+        (ext(payload.ARRAY, "ml_dtypes:finfo", [1], 0), (b"12345678",)),
+        (ext(payload.ARRAY, "ml_dtypes:finfo", [0], b""), ()),
+        (ext(payload.SCALAR, "ml_dtypes:finfo", b"12345678"), ()),
+        (ext(payload.TENSOR, "ml_dtypes:finfo", [1], b"12345678"), ()),
+        (ext(payload.ARRAY, "(2,3)i4", [2], bytes(48)), ()),
+        (ext(payload.ARRAY, ["<i4", [2]], [2], bytes(16)), ()),
+        (ext(payload.ARRAY, ",".join(["i4"] * 99), [1], bytes(396)), ()),
+        (ext(payload.ARRAY, "<f4", [2], 0), (b"1234",)),
+        (ext(payload.ARRAY, "<f4", [1 << 63, 1 << 63], 0), (b"1234",)),
+        (ext(payload.ARRAY, "<f4", [1 << 63, 0], 0), (b"",)),
+        (ext(payload.ARRAY, "<f4", [True], 0), (b"1234",)),
+        (ext(payload.ARRAY, "<f4", [1], 0, 0), (b"1234",)),
+        (ext(payload.ARRAY, "<f4", [1], False), (b"1234",)),
         (ext(payload.ARRAY, [["a", "|O"]], [1], b"12345678"), ()),
         (ext(payload.ARRAY, 5, [1], b"1"), ()),
         (ext(payload.ARRAY, "|u1", [3], 0), ()),
