@@ -2,13 +2,14 @@
 
 One memfd per instance holds a page per worker slot. The worker writes its phase and the tickets of its batch, the
 supervisor reads progress from it, and the balancer reads the tickets of a dead worker's batch (the suspects) and writes
-cancellations. Each field has one writer; a field is one aligned store, which x86-64 and arm64 do not tear.
+cancellations. Each field has one writer; a field is one aligned store, which x86-64 and arm64 do not tear. All of them
+are words of 64 bits:
 
-    0     phase u64              64    running tickets, MAX_BATCH_SIZE x u64
-    8     batch number u64       8256  cancelled tickets, a ring of NUM_CANCELLED x u64
-    16    progress at, ns u64
-    24    running count u64
-    32    cancelled count u64
+    0     phase                  8     running tickets, MAX_BATCH_SIZE of them
+    1     batch number           1032  cancelled tickets, a ring of NUM_CANCELLED
+    2     progress at, ns
+    3     running count
+    4     cancelled count
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import enum
 import mmap
 import os
-import struct
+from array import array
 from collections.abc import Sequence
 
 from orch.model import MAX_BATCH_SIZE
@@ -24,13 +25,10 @@ from orch.model import MAX_BATCH_SIZE
 PAGE_BYTES = 16 * 1024
 MAX_WORKERS = 4096  # slots in one file: 64 MiB of address space, of which only used pages take memory
 
-_PHASE, _BATCH, _PROGRESS, _RUNNING, _CANCELLED = range(0, 40, 8)
-_TICKETS = 64
-_RING = _TICKETS + 8 * MAX_BATCH_SIZE
+_PHASE, _BATCH, _PROGRESS, _RUNNING, _CANCELLED = range(5)
+_TICKETS = 8
+_RING = _TICKETS + MAX_BATCH_SIZE
 NUM_CANCELLED = 512
-
-_U64 = struct.Struct("<Q")
-_BEGUN = struct.Struct("<3Q")  # batch number, progress and running count, which lie side by side
 
 
 class Phase(enum.IntEnum):
@@ -42,6 +40,10 @@ class Phase(enum.IntEnum):
     IDLE = 3
     RUNNING = 4
     STOPPING = 5
+
+
+# For every batch: to look a member up in its enum costs as much as the store.
+_IS_IDLE, _IS_RUNNING = int(Phase.IDLE), int(Phase.RUNNING)
 
 
 def create() -> int:
@@ -56,13 +58,8 @@ class StatusPage:
 
     def __init__(self, fd: int, slot: int) -> None:
         self._map = mmap.mmap(fd, PAGE_BYTES, offset=slot * PAGE_BYTES)
+        self._words = memoryview(self._map).cast("Q")
         self._seen_cancelled = 0
-
-    def _get(self, offset: int) -> int:
-        return int(_U64.unpack_from(self._map, offset)[0])
-
-    def _set(self, offset: int, value: int) -> None:
-        _U64.pack_into(self._map, offset, value)
 
     # --- the supervisor, before the worker starts
 
@@ -74,62 +71,67 @@ class StatusPage:
 
     def enter(self, phase: Phase) -> None:
         """Say what the loop is in."""
-        self._set(_PHASE, phase)
+        self._words[_PHASE] = phase
 
     def begin_batch(self, tickets: Sequence[int], now_ns: int) -> None:
         """Name the requests that are about to run, before the model sees them."""
-        struct.pack_into(f"<{len(tickets)}Q", self._map, _TICKETS, *tickets)
-        _BEGUN.pack_into(self._map, _BATCH, self._get(_BATCH) + 1, now_ns, len(tickets))
-        self._set(_PHASE, Phase.RUNNING)
+        words, num = self._words, len(tickets)
+        words[_TICKETS : _TICKETS + num] = array("Q", tickets)
+        words[_BATCH] += 1
+        words[_PROGRESS] = now_ns
+        words[_RUNNING] = num
+        words[_PHASE] = _IS_RUNNING
 
     def progress(self, now_ns: int) -> None:
         """A stream has sent a part: long, but not hung."""
-        self._set(_PROGRESS, now_ns)
+        self._words[_PROGRESS] = now_ns
 
     def end_batch(self) -> None:
         """Nothing runs; called after the answers were sent."""
-        self._set(_RUNNING, 0)
-        self._set(_PHASE, Phase.IDLE)
+        words = self._words
+        words[_RUNNING] = 0
+        words[_PHASE] = _IS_IDLE
 
     def newly_cancelled(self) -> list[int]:
         """Tickets cancelled since the last call; the oldest are lost where more than NUM_CANCELLED were."""
-        count = self._get(_CANCELLED)
+        count = self._words[_CANCELLED]
         if count == self._seen_cancelled:
             return []
         first = max(self._seen_cancelled, count - NUM_CANCELLED)
         self._seen_cancelled = count
-        return [self._get(_RING + 8 * (i % NUM_CANCELLED)) for i in range(first, count)]
+        return [self._words[_RING + i % NUM_CANCELLED] for i in range(first, count)]
 
     # --- the balancer
 
     def cancel(self, ticket: int) -> None:
         """Tell the worker that nobody waits for this any more."""
-        count = self._get(_CANCELLED)
-        self._set(_RING + 8 * (count % NUM_CANCELLED), ticket)
-        self._set(_CANCELLED, count + 1)
+        count = self._words[_CANCELLED]
+        self._words[_RING + count % NUM_CANCELLED] = ticket
+        self._words[_CANCELLED] = count + 1
 
     # --- readers
 
     @property
     def phase(self) -> Phase:
         """What the loop is, or was last, in."""
-        return Phase(self._get(_PHASE))
+        return Phase(self._words[_PHASE])
 
     @property
     def batch_number(self) -> int:
         """Batches begun in this worker's life."""
-        return self._get(_BATCH)
+        return self._words[_BATCH]
 
     @property
     def progress_at_ns(self) -> int:
         """CLOCK_MONOTONIC nanoseconds of the running batch's start or last part."""
-        return self._get(_PROGRESS)
+        return self._words[_PROGRESS]
 
     def running(self) -> tuple[int, ...]:
         """Tickets of the batch that runs, or ran when the worker died."""
-        count = min(self._get(_RUNNING), MAX_BATCH_SIZE)
-        return struct.unpack_from(f"<{count}Q", self._map, _TICKETS)
+        count = min(self._words[_RUNNING], MAX_BATCH_SIZE)
+        return tuple(self._words[_TICKETS : _TICKETS + count])
 
     def close(self) -> None:
         """Unmap."""
+        self._words.release()
         self._map.close()

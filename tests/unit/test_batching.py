@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from orch import bundles
 from orch.wire import Flag, Kind, Record
 from orch_worker.batching import BatchCost, Batcher, Item
+from orch_worker.work import is_unwanted
 
 
 def a_batcher(max_batch_size: int = 8, max_wait_s: float = 0.01, fixed_s: float = 0.02) -> Batcher:
@@ -118,6 +121,12 @@ def opened(records: list[Record]) -> list[Record]:
     return [one for each in records for one in (bundles.singles(each) if each.flags & Flag.BUNDLE else [each])]
 
 
+def any_of(*numbers: int, now_ns: int = 1) -> Callable[[Record], bool]:
+    """As the loop asks, when these are cancelled."""
+    tickets = {number + 1000 for number in numbers}
+    return lambda record: is_unwanted(record, tickets, now_ns)
+
+
 def test_a_bundle_is_cut_where_the_batch_is_full() -> None:
     """What is left of it comes first in the next one; a bundle of one is still a bundle."""
     batcher = Batcher(4, 0.0)
@@ -148,12 +157,33 @@ def test_what_is_not_wanted_of_a_bundle_is_dropped_and_the_rest_stays() -> None:
     """In order, and each by itself from then on."""
     batcher = Batcher(3, 0.0)
     batcher.add([item_of(each, now=2.0) for each in (a_single(1), a_bundle(2, 4), a_single(6))], 2.0)
-    assert batcher.drop(lambda request: request.ticket in (1001, 1003, 1005)) == [a_single(1), a_single(3), a_single(5)]
-    assert batcher.drop(lambda request: request.ticket == 1003) == []
+    assert batcher.drop(any_of(1, 3, 5)) == [a_single(1), a_single(3), a_single(5)]
+    assert batcher.drop(any_of(3)) == []
     assert batcher.is_full
     assert batcher.oldest_at == 2.0
     assert batcher.take() == [a_single(2), a_single(4), a_single(6)]
     assert batcher.take() == []
+
+
+def test_what_is_late_is_dropped_and_nothing_else() -> None:
+    """All of a bundle is late at once; each of it is named, for each has an answer of its own."""
+    batcher = Batcher(4, 0.0)
+    soon, later = a_bundle(2, 2)._replace(deadline_ns=50), a_bundle(4, 2)._replace(deadline_ns=51)
+    batcher.add([item_of(each) for each in (a_bundle(0, 2), soon, later, a_single(6)._replace(deadline_ns=50))], 0.0)
+    assert batcher.drop(any_of(now_ns=49)) == []
+    assert batcher.drop(any_of(now_ns=50)) == [a_single(number)._replace(deadline_ns=50) for number in (2, 3, 6)]
+    assert batcher.is_full
+    assert batcher.take() == [a_bundle(0, 2), later]
+
+
+@pytest.mark.parametrize("deadline_ns", [0, -1, -(2**63), 2**63 - 1])
+def test_what_has_no_deadline_that_can_pass_is_never_late(deadline_ns: int) -> None:
+    """Whatever a balancer writes there."""
+    batcher = Batcher(4, 0.0)
+    records = [each._replace(deadline_ns=deadline_ns) for each in (a_bundle(1, 3), a_single(4))]
+    batcher.add([item_of(each) for each in records], 0.0)
+    assert batcher.drop(any_of(now_ns=2**62)) == []
+    assert batcher.take() == records
 
 
 def test_bundles_of_which_everything_is_wanted_stay_whole() -> None:
@@ -162,11 +192,7 @@ def test_bundles_of_which_everything_is_wanted_stay_whole() -> None:
     batcher.add([item_of(each) for each in (a_bundle(1, 2), a_bundle(3, 2))], 0.0)
     assert batcher.holds(lambda request: request.request_id == 3)
     assert not batcher.holds(lambda request: request.deadline_ns != 0)
-
-    def some_of(bundle: Record) -> bool:
-        return bundle.request_id == 3
-
-    assert batcher.drop(lambda request: request.request_id == 4, some_of) == [a_single(4)]
+    assert batcher.drop(any_of(4)) == [a_single(4)]
     assert batcher.take() == [a_bundle(1, 2), a_single(3)]
 
 
@@ -197,7 +223,7 @@ def test_every_request_is_taken_or_dropped_once_in_order(
         records.append(record)
         batcher.add([item_of(record, alone=kind == "stream")], 0.0)
     batches = [batcher.take() for _ in range(num_before)]
-    dropped = batcher.drop(lambda request: request.request_id in unwanted)
+    dropped = batcher.drop(any_of(*unwanted))
     assert all(each.request_id in unwanted for each in dropped)
     while batch := batcher.take():
         assert not any(each.request_id in unwanted for each in opened(batch))
@@ -356,6 +382,14 @@ def test_one_client_alone_waits_for_nobody() -> None:
         waited_s += wait_s
         now += 0.0005
     assert waited_s < 0.01
+
+
+def test_who_could_have_no_company_waits_for_none() -> None:
+    """However many are expected soon."""
+    batcher = a_batcher(max_batch_size=1, max_wait_s=1.0, fixed_s=10.0)
+    last = steady(batcher, gap_s=0.001)
+    arrive(batcher, last + 0.001, "a")
+    assert batcher.wait_s(last + 0.001) == 0.0
 
 
 def test_a_model_that_never_waits_never_waits() -> None:

@@ -16,7 +16,7 @@ from orch import page
 from orch.model import Model
 from orch.wire import Kind, Record
 from orch_worker import device
-from orch_worker.engine import WARMUP_BATCHES, DeviceLost, Engine, Failure, Row, Warmup, WrongOutputs
+from orch_worker.engine import WARMUP_BATCHES, DeviceLost, Engine, Failure, Warmup, WrongOutputs
 from orch_worker.shared import Shared
 from orch_worker.target import describe
 from orch_worker.work import Work
@@ -58,15 +58,10 @@ class Returns(Model):
         return self.answer
 
 
-def rows(*inputs: Any, may_rerun: bool = True) -> list[Row]:
-    """A batch."""
-    return [Row(each, may_rerun) for each in inputs]
-
-
 def test_each_row_gets_its_own_output() -> None:
     """In one call of the model."""
     model = Doubler()
-    assert Engine(model, 8).run(rows(1, 2, 3)) == [2, 4, 6]
+    assert Engine(model, 8).run([1, 2, 3]) == [2, 4, 6]
     assert model.batches == [[1, 2, 3]]
 
 
@@ -75,7 +70,7 @@ def test_one_bad_input_does_not_fail_its_neighbours(place: int) -> None:
     """The batch is split until the offender is alone; it alone gets the error."""
     inputs: list[Any] = list(range(7))
     inputs[place] = ValueError("not\n  a number")
-    outputs = Engine(Doubler(), 8).run(rows(*inputs))
+    outputs = Engine(Doubler(), 8).run(inputs)
     assert outputs[place] == Failure("ValueError: not a number")
     assert [output for i, output in enumerate(outputs) if i != place] == [2 * i for i in range(7) if i != place]
 
@@ -83,15 +78,15 @@ def test_one_bad_input_does_not_fail_its_neighbours(place: int) -> None:
 def test_finding_one_offender_takes_a_logarithm_of_runs() -> None:
     """Not one run per row."""
     model = Doubler()
-    Engine(model, 64).run(rows(*range(63), KeyError("x")))
+    Engine(model, 64).run([*range(63), KeyError("x")])
     assert len(model.batches) == 1 + 2 * 6
 
 
 def test_several_bad_inputs_each_get_their_own_error() -> None:
     """Also when all are bad."""
-    outputs = Engine(Doubler(), 8).run(rows(KeyError("a"), 1, ValueError("b"), RuntimeError()))
+    outputs = Engine(Doubler(), 8).run([KeyError("a"), 1, ValueError("b"), RuntimeError()])
     assert outputs == [Failure("KeyError: 'a'"), 2, Failure("ValueError: b"), Failure("RuntimeError")]
-    assert Engine(Doubler(), 8).run(rows(KeyError("a"), KeyError("b"))) == [
+    assert Engine(Doubler(), 8).run([KeyError("a"), KeyError("b")]) == [
         Failure("KeyError: 'a'"),
         Failure("KeyError: 'b'"),
     ]
@@ -100,7 +95,7 @@ def test_several_bad_inputs_each_get_their_own_error() -> None:
 def test_a_row_that_may_not_run_again_gets_the_error_of_its_batch() -> None:
     """It is left out when the others are run again."""
     model = Doubler()
-    outputs = Engine(model, 8).run([Row(1), Row(2, may_rerun=False), Row(ValueError("bad")), Row(4)])
+    outputs = Engine(model, 8).run([1, 2, ValueError("bad"), 4], once=[1])
     assert outputs == [2, Failure("ValueError: bad (in a batch, and not rerun)"), Failure("ValueError: bad"), 8]
     assert sum(2 in batch for batch in model.batches) == 1
 
@@ -108,22 +103,37 @@ def test_a_row_that_may_not_run_again_gets_the_error_of_its_batch() -> None:
 def test_a_batch_in_which_nothing_may_run_again_runs_once() -> None:
     """All get its error."""
     model = Doubler()
-    outputs = Engine(model, 8).run(rows(1, ValueError("bad"), may_rerun=False))
+    outputs = Engine(model, 8).run([1, ValueError("bad")], once=[0, 1])
     assert outputs == [Failure("ValueError: bad (in a batch, and not rerun)")] * 2
     assert len(model.batches) == 1
+
+
+def test_a_model_may_do_with_its_list_what_it_likes() -> None:
+    """What it was asked is asked again where its batch has failed."""
+
+    class Empties(Doubler):
+        def predict(self, inputs: list[Any]) -> list[Any]:
+            try:
+                return super().predict(list(inputs))
+            finally:
+                inputs.clear()
+
+    inputs = [1, ValueError("bad"), 3]
+    assert Engine(Empties(), 8).run(inputs) == [2, Failure("ValueError: bad"), 6]
+    assert len(inputs) == 3
 
 
 def test_a_row_alone_is_not_run_again_to_fail_again() -> None:
     """What it raised is its answer."""
     model = Doubler()
-    assert Engine(model, 8).run(rows(ValueError("bad"))) == [Failure("ValueError: bad")]
+    assert Engine(model, 8).run([ValueError("bad")]) == [Failure("ValueError: bad")]
     assert len(model.batches) == 1
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
 def test_a_model_cannot_end_its_worker_by_an_exception(error: BaseException) -> None:
     """sys.exit() in predict is an answer like any other mistake."""
-    first, failure = Engine(Doubler(), 8).run(rows(1, error))
+    first, failure = Engine(Doubler(), 8).run([1, error])
     assert first == 2
     assert isinstance(failure, Failure)
     assert failure.text.startswith(type(error).__name__)
@@ -132,7 +142,7 @@ def test_a_model_cannot_end_its_worker_by_an_exception(error: BaseException) -> 
 def test_the_traceback_goes_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
     """The client gets one line; whoever serves the model gets the rest."""
     with caplog.at_level(logging.WARNING):
-        Engine(Doubler(), 8).run(rows(1, ValueError("bad")))
+        Engine(Doubler(), 8).run([1, ValueError("bad")])
     assert "a batch of 2 failed (ValueError: bad) and is split" in caplog.text
     assert "Traceback" in caplog.text
 
@@ -140,7 +150,7 @@ def test_the_traceback_goes_to_the_log(caplog: pytest.LogCaptureFixture) -> None
 def test_a_long_split_is_not_taken_for_a_hang() -> None:
     """Somebody is told between the runs."""
     signs: list[int] = []
-    Engine(Doubler(), 8, alive=lambda: signs.append(1)).run(rows(*[ValueError()] * 8))
+    Engine(Doubler(), 8, alive=lambda: signs.append(1)).run([ValueError()] * 8)
     assert len(signs) == 14
 
 
@@ -162,13 +172,13 @@ class Greedy(Model):
 def test_out_of_memory_halves_the_batch_until_it_fits(error: type[BaseException]) -> None:
     """Every row is answered, by smaller batches."""
     model = Greedy(2, error)
-    assert Engine(model, 8).run(rows(*range(8))) == list(range(8))
+    assert Engine(model, 8).run(list(range(8))) == list(range(8))
     assert model.sizes == [8, 4, 2, 2, 4, 2, 2]
 
 
 def test_a_row_that_is_out_of_memory_alone_fails_alone() -> None:
     """There is nothing left to halve."""
-    failures = Engine(Greedy(0, torch.OutOfMemoryError), 8).run(rows(1, 2))
+    failures = Engine(Greedy(0, torch.OutOfMemoryError), 8).run([1, 2])
     assert failures == [Failure("OutOfMemoryError: tried to allocate 20.00 GiB")] * 2
 
 
@@ -189,7 +199,7 @@ def test_a_row_that_is_out_of_memory_alone_fails_alone() -> None:
 def test_a_wrong_number_of_outputs_fails_the_batch_with_the_counts(outputs: Any, complaint: str) -> None:
     """Whose answer would be whose? The model is not run again: it would do the same."""
     model = Returns(outputs)
-    failures = Engine(model, 8).run(rows(1, 2, 3))
+    failures = Engine(model, 8).run([1, 2, 3])
     assert len(failures) == 3
     assert all(isinstance(failure, Failure) and complaint in failure.text for failure in failures)
     assert model.calls == 1
@@ -198,7 +208,7 @@ def test_a_wrong_number_of_outputs_fails_the_batch_with_the_counts(outputs: Any,
 @pytest.mark.parametrize("outputs", [(1, 2, 3), np.arange(3), torch.arange(3), range(3), [[], None, "x"]])
 def test_any_sequence_of_one_output_per_input_will_do(outputs: Any) -> None:
     """A tensor's first dimension is the batch."""
-    found = Engine(Returns(outputs), 8).run(rows(1, 2, 3))
+    found = Engine(Returns(outputs), 8).run([1, 2, 3])
     assert isinstance(found, list)
     assert [*map(repr, found)] == [*map(repr, outputs)]
 
@@ -322,8 +332,8 @@ def test_a_child_that_the_model_has_forked_does_not_answer_too() -> None:
     """It ends where it would return into the worker; only the worker goes on."""
     model = Forks()
     engine = Engine(model, 8)
-    assert engine.run(rows("a", "b")) == ["a", "b"]
-    assert engine.run(rows("raise")) == [Failure("ValueError: in both")]
+    assert engine.run(["a", "b"]) == ["a", "b"]
+    assert engine.run(["raise"]) == [Failure("ValueError: in both")]
     assert list(engine.stream("c")) == ["c"]
     assert len(model.children) == 4
     assert [os.waitpid(child, 0)[1] for child in model.children] == [0, 0, 0, 0]

@@ -63,7 +63,8 @@ class Bench:
             each.close()
 
     def runs(self, *requests: Record) -> Batch:
-        batch = self.work.unpack(list(requests), 0.0)
+        batch = Batch(0.0)
+        self.work.unpack(list(requests), batch)
         self.work.run(batch)
         return batch
 
@@ -177,6 +178,23 @@ def test_what_may_not_run_again_is_not_run_again(bench: Bench) -> None:
     assert [each.kind for each in answers] == [Kind.ERROR, Kind.ERROR, Kind.RESULT]
     assert all("not rerun" in said(each)[1] for each in answers[:2])
     assert said(opened(answers[2:])[0]) == 8
+
+
+def test_what_may_run_again_does_wherever_it_stands(bench: Bench) -> None:
+    """Behind what cannot be read, and among others that may not."""
+    single = Record(Kind.REQUEST, request_id=50, ticket=5, body=payload.encode(5)[0])
+    careful = [
+        single._replace(ticket=ticket, flags=Flag.NO_RETRY, body=body)
+        for ticket, body in ((6, UNREADABLE), (7, single.body))
+    ]
+    raises = a_bundle("raise", first=20)
+    others = a_bundle(1, 2, first=1), a_bundle(3, 4, first=30, flags=Flag.NO_RETRY), a_bundle(6, first=40)
+    answers = {each.ticket: said(each) for each in opened(bench.answers(*careful, *others, raises, single))}
+    assert [answers.pop(ticket) for ticket in (1001, 1002, 1040, 5)] == [2, 4, 12, 10]
+    assert "could not be read" in answers.pop(6)[1]
+    assert answers.pop(1020) == ("model", "ValueError: bad")
+    assert sorted(answers) == [7, 1030, 1031]
+    assert all("not rerun" in text for _, text in answers.values())
 
 
 def test_a_large_output_has_an_answer_with_frames(bench: Bench) -> None:

@@ -6,7 +6,6 @@ expected gap, and saves one batch's fixed cost. Both are learned from what was s
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -89,6 +88,7 @@ class Batcher:
         self.max_batch_size = max_batch_size
         self.max_wait_s = max_wait_s
         self.cost = BatchCost()
+        self._may_wait = max_wait_s > 0 and max_batch_size > 1
         self._items: deque[Item] = deque()
         self._rows = 0
         self._gap, self._return = Gap(), Gap()  # from one message to the next, and from a batch's answer
@@ -122,31 +122,40 @@ class Batcher:
 
     def add(self, items: list[Item], now: float) -> None:
         """One message has arrived."""
+        if self._may_wait:
+            self._observe(now)
+        self._items += items
+        for item in items:
+            self._rows += item.rows
+
+    def _observe(self, now: float) -> None:
+        """What an expectation is made of."""
         if self._last_arrival is not None:
             self._gap.observe(now - self._last_arrival)
         if self._free_at is not None:
             self._return.observe(now - self._free_at)
         self._last_arrival, self._free_at = now, None
-        self._items.extend(items)
-        for item in items:
-            self._rows += item.rows
 
     def ran(self, rows: int, seconds: float, now: float) -> None:
         """A batch of `rows` rows took `seconds`, and is answered."""
         self.cost.observe(rows, seconds)
         self._free_at = now
 
-    def drop(self, unwanted: Callable[[Any], bool], some_of: Callable[[Any], bool] = lambda _: True) -> list[Any]:
+    def drop(self, unwanted: Callable[[Any], bool]) -> list[Any]:
         """Take out, and return, the values for which `unwanted` is true: cancelled, or past their deadline.
 
-        some_of: whether some of a bundle may be; it is taken apart then.
+        A bundle for which it is true, because some of it are, is taken apart.
         """
-        if any(item.is_many for item in self._items):
-            torn = [_apart(item) if item.is_many and some_of(item.value) else [item] for item in self._items]
-            self._items = deque(itertools.chain.from_iterable(torn))
-        dropped = [item for item in self._items if not item.is_many and unwanted(item.value)]
+        kept: deque[Item] = deque()
+        dropped: list[Item] = []
+        for item in self._items:
+            if not unwanted(item.value):
+                kept.append(item)
+                continue
+            for each in _apart(item) if item.is_many else [item]:
+                (dropped if unwanted(each.value) else kept).append(each)
         if dropped:
-            self._items = deque(item for item in self._items if item.is_many or not unwanted(item.value))
+            self._items = kept
             self._rows -= sum(item.rows for item in dropped)
         return [item.value for item in dropped]
 
@@ -158,6 +167,8 @@ class Batcher:
         """Seconds to wait for more before the next `take`; 0: take now; None: nothing is here."""
         if not self._items:
             return None
+        if not self._may_wait:
+            return 0.0
         first = self._items[0]
         if first.alone or self._rows >= self.max_batch_size:
             return 0.0
@@ -172,20 +183,19 @@ class Batcher:
     def take(self) -> list[Any]:
         """The next batch: requests in order of arrival, max_batch_size rows unless one alone has more."""
         taken: list[Any] = []
-        rows = 0
-        while self._items:
-            item = self._items[0]
-            room = self.max_batch_size - rows
-            if item.is_many and 0 < room < item.rows:
-                first, others = split(item.value, room)
-                self._items[0] = item._replace(value=others, rows=item.rows - room)
-                self._items.appendleft(item := item._replace(value=first, rows=room))
-            if taken and (item.alone or rows + item.rows > self.max_batch_size):
+        items, room = self._items, self.max_batch_size
+        while items:
+            value, rows, alone, _, is_many = item = items.popleft()
+            if is_many and 0 < room < rows:
+                value, others = split(value, room)
+                items.appendleft(item._replace(value=others, rows=rows - room))
+                rows = room
+            elif taken and (alone or rows > room):
+                items.appendleft(item)
                 break
-            self._items.popleft()
-            taken.append(item.value)
-            rows += item.rows
-            if item.alone:
+            taken.append(value)
+            room -= rows
+            if alone:
                 break
-        self._rows -= rows
+        self._rows -= self.max_batch_size - room
         return taken

@@ -32,6 +32,7 @@ class Connection:
         self._link = link
         self._channel: Channel | None = None
         self._fd = -1  # the channel's
+        self.is_lost = True  # nothing more comes from this life of the balancer
         self._opened_at = 0.0
         self._wake, self._wake_writer = socket.socketpair()
         self._wake.setblocking(False)
@@ -40,11 +41,6 @@ class Connection:
         self._poll = select.poll()
         for readable in (self._link, self._wake):
             self._poll.register(readable.fileno(), select.POLLIN)
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether nothing more comes from this life of the balancer."""
-        return self._channel is None or self._channel.closed
 
     def open(self, first: Record) -> None:
         """A new connection in place of the old, and its first record; it stays lost where nobody listens."""
@@ -57,7 +53,7 @@ class Connection:
             self._channel = channel.connect(self._path)
         except OSError:
             return
-        self._fd = self._channel.fileno()
+        self._fd, self.is_lost = self._channel.fileno(), False
         self._poll.register(self._fd, select.POLLIN)
         self.send([first])
 
@@ -66,7 +62,7 @@ class Connection:
         if self._channel is not None:
             self._poll.unregister(self._fd)
             self._channel.close()
-            self._channel, self._fd = None, -1
+            self._channel, self._fd, self.is_lost = None, -1, True
 
     def wait(self, timeout_s: float | None) -> bool:
         """Sleep until something happens, at most so long; whether there is something to read."""
@@ -92,14 +88,16 @@ class Connection:
 
     def read(self) -> list[Record]:
         """What has arrived."""
-        if self._channel is None:
+        channel = self._channel
+        if channel is None:
             return []
         records: list[Record] = []
         try:
-            for head, frames in self._channel.receive():
+            for head, frames in channel.receive():
                 records += wire.decode(head, frames)
         except RemoteProtocolError as err:
             log.error("from the balancer: %s", err)
+        self.is_lost = channel.closed
         return records
 
     def send(self, records: Sequence[Record]) -> None:

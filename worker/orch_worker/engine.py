@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from orch.errors import Exit
 from orch.model import Model
@@ -34,13 +34,6 @@ class Failure:
     """What a row gets in place of an output. type(error): text, in one line."""
 
     text: str
-
-
-class Row(NamedTuple):
-    """One input, and whether it may be run again after a failed batch."""
-
-    input: Any
-    may_rerun: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,22 +88,24 @@ class Engine:
         log.warning("after %d batches of warm-up each still takes more device memory", MAX_WARMUP_BATCHES)
         return Warmup(MAX_WARMUP_BATCHES, batch_s, samples)
 
-    def run(self, rows: Sequence[Row]) -> list[Any]:
-        """An output, or a Failure, for each row, in order.
+    def run(self, inputs: list[Any], once: Collection[int] = ()) -> list[Any]:
+        """An output, or a Failure, for each input, in order.
+
+        once: the places of those that may not be run again after a failed batch.
 
         Raises:
             DeviceLost: nothing in this process can work any more.
         """
         try:
-            return self._outputs([row.input for row in rows])
+            return self._outputs(inputs)
         except WrongOutputs as err:  # the model's mistake, not an input's: running it again would tell nothing new
             log.error("%s", err)
-            return [Failure(f"ModelError: {err}")] * len(rows)
+            return [Failure(f"ModelError: {err}")] * len(inputs)
         except BaseException as err:  # noqa: BLE001  sys.exit() in a model too
             failed = err
         # Here, and not above: what the parts of the batch raise did not happen while this was handled.
         try:
-            return self._after(failed, rows)
+            return self._after(failed, inputs, once)
         finally:
             del failed  # it refers to this frame, and so to the inputs: no cycle is to keep them
 
@@ -132,27 +127,28 @@ class Engine:
             raise DeviceLost(describe(err)) from err
 
     def _outputs(self, inputs: list[Any]) -> list[Any]:
-        outputs: Any = self._model.predict(inputs)
+        outputs: Any = self._model.predict(inputs.copy())  # a list that it may keep, or change
         self._stay_parent()
-        if isinstance(outputs, (str, bytes, dict)) or not hasattr(outputs, "__len__"):
+        if type(outputs) is not list and (isinstance(outputs, (str, bytes, dict)) or not hasattr(outputs, "__len__")):
             raise WrongOutputs(f"predict() returned a {type(outputs).__name__}; it must return a list, one per input")
         if len(outputs) != len(inputs):
             raise WrongOutputs(f"predict() returned {len(outputs)} outputs for {len(inputs)} inputs")
         return list(outputs)
 
-    def _after(self, err: BaseException, rows: Sequence[Row]) -> list[Any]:
+    def _after(self, err: BaseException, inputs: list[Any], once: Collection[int]) -> list[Any]:
         self._stay_parent()
         self.check_device(err)
         out_of_memory = device.is_out_of_memory(err)
-        if len(rows) == 1:
+        if len(inputs) == 1:
             log.error("a request failed: %s", describe(err), exc_info=err)
             if out_of_memory:
                 device.release_memory(err)
             return [Failure(describe(err))]
-        log.warning("a batch of %d failed (%s) and is split", len(rows), describe(err))
+        log.warning("a batch of %d failed (%s) and is split", len(inputs), describe(err))
         if out_of_memory:
             device.release_memory(err)
-        again = [row for row in rows if row.may_rerun]
+        once = frozenset(once)
+        again = [each for place, each in enumerate(inputs) if place not in once]
         half = (len(again) + 1) // 2
         answers: list[Any] = []
         for part in (again[:half], again[half:]):
@@ -160,9 +156,8 @@ class Engine:
             if part:
                 answers += self.run(part)
         rerun = iter(answers)
-        return [
-            next(rerun) if row.may_rerun else Failure(f"{describe(err)} (in a batch, and not rerun)") for row in rows
-        ]
+        not_rerun = Failure(f"{describe(err)} (in a batch, and not rerun)")
+        return [not_rerun if place in once else next(rerun) for place in range(len(inputs))]
 
     def _stay_parent(self) -> None:
         """A model that forks and returns in the child must not answer twice."""

@@ -26,7 +26,7 @@ from orch_worker.connection import Connection
 from orch_worker.engine import DeviceLost, Engine
 from orch_worker.shared import Shared
 from orch_worker.target import describe
-from orch_worker.work import Batch, Work, failed
+from orch_worker.work import Batch, Work, failed, is_unwanted
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ LOOK_S = 1.0
 # While the model keeps what it was given, it is looked at this often whether it still does.
 KEPT_S = 0.25
 # For every record: to look a member up in its enum costs as much as the rest of a comparison.
-REQUEST, STREAM, BUNDLE = int(Kind.REQUEST), Flag.STREAM, Flag.BUNDLE
+REQUEST, GRANT, STREAM, BUNDLE = int(Kind.REQUEST), int(Kind.GRANT), Flag.STREAM, Flag.BUNDLE
 # A NamedTuple's own constructor is a Python function, and takes three times as long.
 new_tuple = tuple.__new__
 
@@ -82,7 +82,7 @@ class Loop:
         gc.collect()
         gc.freeze()
         try:
-            while not self._ends:
+            while not (self._stopping or self._link.closed):
                 self._turn()
         except DeviceLost:
             self._connection.close()
@@ -96,18 +96,18 @@ class Loop:
 
     def _turn(self) -> None:
         """One batch after another, all in this thread: nothing is quicker for short ones."""
-        self._take_in(self._batcher.wait_s(time.monotonic()))
         batcher = self._batcher
+        self._take_in(batcher.wait_s(time.monotonic()))
         if batcher.wait_s(time.monotonic()) != 0.0:
             return
-        if batcher.is_full and batcher.cost.mean_s >= OVERLAP_S and not batcher.next_is_alone:
+        if batcher.cost.mean_s >= OVERLAP_S and batcher.is_full and not batcher.next_is_alone:
             self._overlap()
             return
-        since, requests = batcher.oldest_at, batcher.take()
+        batch, requests = Batch(batcher.oldest_at), batcher.take()
         if requests[0].flags & STREAM:
             self._stream(requests[0])
             return
-        batch = self._work.unpack(requests, since)
+        self._work.unpack(requests, batch)
         self._work.run(batch)
         self._finish(batch)
         self._page.end_batch()
@@ -120,19 +120,26 @@ class Loop:
             if connection.is_lost:
                 return
             wait_s = None
-        self._receive(wait_s)
-        if connection.is_lost:
-            self._batcher.clear()  # nobody waits for it any more
-            return
-        if self._shared.keeps:
+        shared = self._shared
+        if shared.kept and wait_s != 0.0:
+            wait_s = KEPT_S if wait_s is None else min(wait_s, KEPT_S)
+        # The poll comes first: to try to read where nothing is costs more.
+        if connection.wait(wait_s):
+            self._accept(connection.read())
+            if connection.is_lost:
+                self._batcher.clear()  # nobody waits for it any more
+                return
+        if shared.kept:
             self._let_go()
-        self._drop_unwanted()
+        cancelled = self._page.newly_cancelled()
+        if cancelled or self._cancelled or self._timed:
+            self._drop_unwanted(cancelled)
 
     def _finish(self, batch: Batch) -> None:
         if batch.lost is not None:
             raise batch.lost
         self._work.finish(batch)
-        self._end(batch.answers)
+        self._connection.send(self._shared.end(batch.answers))
         self._batcher.ran(batch.num_rows, batch.took_s, time.monotonic())
         if batch.sent is not None:
             batch.sent.set()
@@ -182,8 +189,10 @@ class Loop:
                         return
                 elif self._is_due(num_given):
                     num_late = 0 if num_given else num_late + 1
-                    since, requests = self._batcher.oldest_at, self._batcher.take()
-                    given.put(self._work.unpack(requests, since))
+                    batch = Batch(self._batcher.oldest_at)
+                    self._work.unpack(self._batcher.take(), batch)
+                    given.put(batch)
+                    del batch  # nothing here refers to what it holds, once it is answered
                     num_given += 1
                     continue
                 if num_given and self._connection.is_lost:
@@ -210,18 +219,8 @@ class Loop:
         self._timed = False
         self._cancelled.clear()
         self._shared.forget()
-        body = wire.write_map(**self._ready, kept=self._shared.kept)
+        body = wire.write_map(**self._ready, kept=list(self._shared.kept))
         self._connection.open(Record(Kind.READY, body=body))
-
-    def _receive(self, wait_s: float | None) -> None:
-        """Wait (None: for as long as it takes), and read what is there.
-
-        The poll comes first: to try to read where nothing is costs more than the poll.
-        """
-        if wait_s != 0.0 and self._shared.keeps:
-            wait_s = KEPT_S if wait_s is None else min(wait_s, KEPT_S)
-        if self._connection.wait(wait_s):
-            self._accept(self._connection.read())
 
     def _accept(self, records: list[Record]) -> None:
         now = time.monotonic()
@@ -232,12 +231,12 @@ class Loop:
                 arrived.append(new_tuple(Item, (record, rows, flags & STREAM != 0, now, flags & BUNDLE != 0)))
                 if deadline_ns:
                     self._timed = True
-            elif record.kind == Kind.CREDIT:
-                if record.ticket in self._credit:
-                    self._credit[record.ticket] += record.rows
-            elif record.kind == Kind.GRANT:
+            elif kind == GRANT:
                 self._shared.grant(record.ticket, chunk.read_chunks(record.body))
-            elif record.kind == Kind.WELCOME:
+            elif kind == Kind.CREDIT:
+                if record.ticket in self._credit:
+                    self._credit[record.ticket] += rows
+            elif kind == Kind.WELCOME:
                 welcome = wire.read_map(record.body, wire.WELCOME_FIELDS)
                 self._work.max_payload_bytes = welcome["max_payload_bytes"]
                 self._map(welcome["arena"], welcome["epoch"])
@@ -257,37 +256,21 @@ class Loop:
         if numbers := self._shared.let_go():
             self._connection.send([Record(Kind.RETURN, body=chunk.write_numbers(numbers))])
 
-    def _drop_unwanted(self) -> None:
+    def _drop_unwanted(self, newly_cancelled: list[int]) -> None:
         """Answer, without running them, requests that were cancelled or have missed their deadline."""
-        self._read_cancelled()
-        if not (self._cancelled or self._timed):
-            return
+        self._remember(newly_cancelled)
         cancelled, now_ns = self._cancelled.keys(), time.monotonic_ns()
-
-        def unwanted(request: Record) -> bool:
-            return request.ticket in cancelled or 0 < request.deadline_ns <= now_ns
-
-        def some_of(bundle: Record) -> bool:  # whose requests have no deadlines
-            return not cancelled.isdisjoint(range(bundle.ticket, bundle.ticket + bundle.rows))
-
-        if dropped := self._batcher.drop(unwanted, some_of):
-            self._end([failed(each, DeadlineExceeded("its deadline passed before it ran")) for each in dropped])
+        if dropped := self._batcher.drop(lambda request: is_unwanted(request, cancelled, now_ns)):
+            late = [failed(each, DeadlineExceeded("its deadline passed before it ran")) for each in dropped]
+            self._connection.send(self._shared.end(late))
         self._timed = self._timed and self._batcher.holds(lambda request: request.deadline_ns != 0)
         if not len(self._batcher):
             self._cancelled.clear()
 
-    def _read_cancelled(self) -> None:
-        if new := self._page.newly_cancelled():
-            self._cancelled.update(dict.fromkeys(new))
-            while len(self._cancelled) > NUM_CANCELLED:
-                del self._cancelled[next(iter(self._cancelled))]
-
-    def _end(self, answers: list[Record]) -> None:
-        """Send final answers. Nothing of ours refers to what their requests held; the model may."""
-        kept = self._shared.end(answer.ticket for answer in answers)
-        if kept:
-            answers = [each._replace(flags=each.flags | Flag.KEPT) if each.ticket in kept else each for each in answers]
-        self._connection.send(answers)
+    def _remember(self, newly_cancelled: list[int]) -> None:
+        self._cancelled.update(dict.fromkeys(newly_cancelled))
+        while len(self._cancelled) > NUM_CANCELLED:
+            del self._cancelled[next(iter(self._cancelled))]
 
     # --- streams -------------------------------------------------------------------------------------------------
 
@@ -304,12 +287,12 @@ class Loop:
             last = failed(request, ModelError(describe(err)))
         finally:
             del self._credit[request.ticket]
-        self._end([last])
+        self._connection.send(self._shared.end([last]))
         self._page.end_batch()
 
     def _parts(self, request: Record) -> Record:
         """Send the parts as they come; returns the record that ends the stream."""
-        parts = self._work.engine.stream(self._work.read(request))
+        parts = self._work.engine.stream(self._work.read_stream(request))
         for part in parts:
             refusal = self._await_credit(request)
             record = refusal or self._work.pack(request, part, Kind.PART)
@@ -326,7 +309,7 @@ class Loop:
         stalled_at = time.monotonic() + STALL_S
         while True:
             self._accept(self._connection.read())
-            self._read_cancelled()
+            self._remember(self._page.newly_cancelled())
             if request.ticket in self._cancelled or self._stopping or self._link.closed or self._connection.is_lost:
                 return failed(request, RequestError("cancelled, or the balancer is gone"))
             if 0 < request.deadline_ns <= time.monotonic_ns():

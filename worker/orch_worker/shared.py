@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from orch import chunk
 from orch.arena import Arena, bytes_of
 from orch.chunk import Chunk
 from orch.errors import RemoteProtocolError
-from orch.wire import Record
+from orch.wire import Flag, Record
 from orch_worker import device
 
 log = logging.getLogger(__name__)
@@ -32,22 +32,22 @@ class Shared:
     def __init__(self) -> None:
         self._epoch = 0
         self._arena: Arena | None = None
-        self._pinned = False
+        self.is_pinned = False  # the arena, for copies to a device
+        self.kept: dict[int, list[Alive]] = {}  # exporters that outlived their batch, by lease
         self._granted: dict[int, Chunk] = {}  # for results, by ticket
         self._reading: dict[int, tuple[int, Alive]] = {}  # lease and exporter of the running batch, by ticket
-        self._kept: dict[int, list[Alive]] = {}  # exporters that outlived their batch, by lease
 
     def open(self, path: str, epoch: int) -> None:
         """A WELCOME: map the arena of this epoch, "" for none. Raises OSError."""
         if epoch == self._epoch:
             return
-        if self._pinned and self._arena is not None:
+        if self.is_pinned and self._arena is not None:
             device.unpin(self._arena.memory)
-        self._arena, self._pinned = None, False
-        self._kept.clear()  # of another arena, which lives on as long as they do
+        self._arena, self.is_pinned = None, False
+        self.kept.clear()  # of another arena, which lives on as long as they do
         if path:
             self._arena = Arena(path, epoch)
-            self._pinned = device.pin(self._arena.memory)
+            self.is_pinned = device.pin(self._arena.memory)
         self._epoch = epoch
 
     def forget(self) -> None:
@@ -55,61 +55,49 @@ class Shared:
         self._granted.clear()
         self._reading.clear()
 
-    @property
-    def keeps(self) -> bool:
-        """Whether the model still refers to memory of a request that is answered."""
-        return bool(self._kept)
-
-    @property
-    def kept(self) -> list[int]:
-        """Leases whose memory the model still refers to."""
-        return list(self._kept)
-
     # --- requests
 
-    def frames(self, request: Record) -> tuple[bytes, list[memoryview]]:
-        """Body and frames of a request whose frames are in the arena. Raises RemoteProtocolError."""
-        return self._frames(request, np.frombuffer)
+    def frames(self, request: Record, *, copied: bool = False) -> tuple[bytes, Sequence[memoryview]]:
+        """Body and frames of a request whose frames are in the arena. Raises RemoteProtocolError.
 
-    def copied(self, request: Record) -> tuple[bytes, list[memoryview]]:
-        """The same in memory of our own: for what takes any time."""
-        return self._frames(request, lambda memory, kind: np.frombuffer(memory, kind).copy())
-
-    def _frames(self, request: Record, export: Any) -> tuple[bytes, list[memoryview]]:
+        copied: to memory of our own, for what takes any time.
+        """
         if self._arena is None:
             raise RemoteProtocolError("it is in shared memory, and this worker has none")
-        found, memory = self._arena.read(request.body)
-        exporter = export(memory, np.uint8)
-        self._reading[request.ticket] = (found.lease, weakref.ref(exporter))
+        (lease, _, _, places, body), memory = self._arena.read(request.body)
+        exporter: Any = np.frombuffer(memory, np.uint8)
+        if copied:
+            exporter = exporter.copy()
+        self._reading[request.ticket] = (lease, weakref.ref(exporter))
         whole = memoryview(exporter)
-        return found.body, [whole[begin:end] for begin, end in found.places]
+        return body, [whole[begin:end] for begin, end in places]
 
     def synchronize(self) -> None:
-        """After a batch, in the thread that ran it: a copy from a request to the device may still be on its way."""
-        if self._reading and self._pinned:
+        """After a batch, in the thread that ran it: a copy from pinned memory may still be on its way to the device."""
+        if self._reading:
             device.synchronize()
 
-    def end(self, tickets: Iterable[int]) -> set[int]:
-        """These are about to be answered, and nothing of ours refers to them: the tickets whose chunks are kept."""
-        kept: set[int] = set()
-        if not self._reading and not self._granted:
-            return kept
-        for ticket in tickets:
-            self._granted.pop(ticket, None)
-            lease, exporter = self._reading.pop(ticket, (0, None))
-            if exporter is None:
-                continue
-            if exporter() is not None:
-                self._kept.setdefault(lease, []).append(exporter)
-            if lease in self._kept:
-                kept.add(ticket)
-        return kept
+    def end(self, answers: list[Record]) -> list[Record]:
+        """As they are to be sent: with KEPT where the model still refers to what the request held; we do not."""
+        if not (self._reading or self._granted):
+            return answers
+        return [self._end(each) for each in answers]
+
+    def _end(self, answer: Record) -> Record:
+        self._granted.pop(answer.ticket, None)
+        read = self._reading.pop(answer.ticket, None)
+        if read is None:
+            return answer
+        lease, exporter = read
+        if exporter() is not None:
+            self.kept.setdefault(lease, []).append(exporter)
+        return answer._replace(flags=answer.flags | Flag.KEPT) if lease in self.kept else answer
 
     def let_go(self) -> list[int]:
         """Leases that were kept, and are not any more; each is told once."""
-        gone = [lease for lease, exporters in self._kept.items() if all(each() is None for each in exporters)]
+        gone = [lease for lease, exporters in self.kept.items() if all(each() is None for each in exporters)]
         for lease in gone:
-            del self._kept[lease]
+            del self.kept[lease]
         return gone
 
     # --- results

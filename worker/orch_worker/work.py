@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from itertools import islice
 from typing import Any
 
 from orch import bundles, payload, wire
 from orch.errors import ModelError, PayloadTooLarge, RemoteProtocolError, RequestError
 from orch.page import StatusPage
 from orch.wire import Flag, Kind, Priority, Record
-from orch_worker.engine import DeviceLost, Engine, Failure, Row
+from orch_worker.engine import DeviceLost, Engine, Failure
 from orch_worker.shared import Shared
 from orch_worker.target import describe
 
@@ -21,28 +23,30 @@ log = logging.getLogger(__name__)
 NS = 1_000_000_000
 # For every record: to look a member up in its enum costs as much as the rest of a comparison.
 RESULT, NORMAL = int(Kind.RESULT), int(Priority.NORMAL)
-STREAM, ARENA, NO_RETRY, BUNDLE = Flag.STREAM, Flag.ARENA, Flag.NO_RETRY, Flag.BUNDLE
+ARENA, NO_RETRY, BUNDLE = Flag.ARENA, Flag.NO_RETRY, Flag.BUNDLE
 # Outputs that no later batch can change: they are packed beside it.
 LASTING = frozenset([bytes, str, int, float, bool, type(None), Failure])
 # A NamedTuple's own constructor is a Python function, and takes three times as long.
 new_tuple = tuple.__new__
 
 
-@dataclass(slots=True, eq=False)
 class Batch:
     """Requests that run together. `requests` and `inputs` are those that could be read, in order, bundles whole."""
 
-    waits_since: float  # when the first of them arrived
-    tickets: list[int] = field(default_factory=list)
-    num_rows: int = 0
-    requests: list[Record] = field(default_factory=list)
-    inputs: list[Row] = field(default_factory=list)
-    outputs: list[Any] = field(default_factory=list)  # of `requests`, that are not packed yet
-    times: int = 0  # how it went, as `wire.pack_times` says
-    answers: list[Record] = field(default_factory=list)
-    took_s: float = 0.0
+    num_rows = 0
+    times = 0  # how it went, as `wire.pack_times` says
+    took_s = 0.0
     sent: threading.Event | None = None  # set once nothing refers to memory of the model's own
     lost: DeviceLost | None = None
+
+    def __init__(self, waits_since: float) -> None:
+        self.waits_since = waits_since  # when the first of them arrived
+        self.tickets: list[int] = []
+        self.requests: list[Record] = []
+        self.inputs: list[Any] = []
+        self.once: list[int] = []  # the places of inputs that may not be run again after a failed batch
+        self.outputs: list[Any] = []  # of `requests`, that are not packed yet
+        self.answers: list[Record] = []
 
 
 class Work:
@@ -54,13 +58,10 @@ class Work:
         self._page = page
         self._shared = shared
 
-    def unpack(self, requests: list[Record], since: float) -> Batch:
-        """A batch that can be run; what cannot be read is answered in it already."""
-        batch = Batch(since)
-        self._unpack(requests, batch)
-        return batch
-
-    def _unpack(self, requests: list[Record], batch: Batch) -> None:
+    def unpack(self, requests: list[Record], batch: Batch) -> None:
+        """Into what can be run then; what cannot be read is answered in it already."""
+        body: bytes
+        frames: Sequence[Any]
         for request in requests:
             _, flags, _, _, _, _, ticket, _, rows, body, frames = request
             if flags & BUNDLE:
@@ -69,24 +70,28 @@ class Work:
             batch.tickets.append(ticket)
             batch.num_rows += rows
             try:
-                # `read` for most of them, without the call.
-                value = self.read(request) if frames or flags & ARENA else payload.decode(body)
+                if flags & ARENA:
+                    body, frames = self._shared.frames(request)
+                value = payload.decode(body, frames)
             except RemoteProtocolError as err:
                 batch.answers.append(failed(request, RequestError(f"the payload could not be read: {err}")))
-            else:
-                batch.inputs.append(new_tuple(Row, (value, not flags & NO_RETRY)))
-                batch.requests.append(request)
+                continue
+            if flags & NO_RETRY:
+                batch.once.append(len(batch.inputs))
+            batch.inputs.append(value)
+            batch.requests.append(request)
 
     def _unpack_bundle(self, bundle: Record, batch: Batch) -> None:
         try:
             values = list(map(payload.decode, bundle.frames))
         except RemoteProtocolError:  # one of them
-            self._unpack(bundles.singles(bundle), batch)
+            self.unpack(bundles.singles(bundle), batch)
             return
-        may_rerun = not bundle.flags & NO_RETRY
+        if bundle.flags & NO_RETRY:
+            batch.once += range(len(batch.inputs), len(batch.inputs) + bundle.rows)
         batch.tickets += range(bundle.ticket, bundle.ticket + bundle.rows)
         batch.num_rows += bundle.rows
-        batch.inputs += [new_tuple(Row, (value, may_rerun)) for value in values]
+        batch.inputs += values
         batch.requests.append(bundle)
 
     def run(self, batch: Batch) -> None:
@@ -95,31 +100,29 @@ class Work:
         Raises:
             DeviceLost: nothing in this process can work any more.
         """
-        started_ns = time.monotonic_ns()
-        self._page.begin_batch(batch.tickets, started_ns)
+        started_at = time.monotonic()
+        self._page.begin_batch(batch.tickets, int(started_at * NS))
         if batch.inputs:
-            batch.outputs = self.engine.run(batch.inputs)
+            batch.outputs = self.engine.run(batch.inputs, batch.once)
             batch.inputs.clear()
-            batch.times = wire.pack_times(started_ns / NS - batch.waits_since, (time.monotonic_ns() - started_ns) / NS)
+            batch.times = wire.pack_times(started_at - batch.waits_since, time.monotonic() - started_at)
             if not LASTING.issuperset(map(type, batch.outputs)):
                 self.finish(batch)
                 if any(answer.frames and not answer.flags & BUNDLE for answer in batch.answers):  # not bodies
                     batch.sent = threading.Event()
-            self._shared.synchronize()
-        batch.took_s = (time.monotonic_ns() - started_ns) / NS
+            if self._shared.is_pinned:
+                self._shared.synchronize()
+        batch.took_s = time.monotonic() - started_at
 
     def finish(self, batch: Batch) -> None:
         """Pack the outputs that are not yet packed. Raises DeviceLost."""
-        outputs, start = batch.outputs, 0
-        if outputs:
+        if batch.outputs:
+            outputs, times = iter(batch.outputs), batch.times
             for request in batch.requests:
                 if request.flags & BUNDLE:
-                    stop = start + request.rows
-                    batch.answers += self._pack_bundle(request, outputs[start:stop], batch.times)
-                    start = stop
+                    batch.answers += self._pack_bundle(request, list(islice(outputs, request.rows)), times)
                 else:
-                    batch.answers.append(self.pack(request, outputs[start], RESULT, batch.times))
-                    start += 1
+                    batch.answers.append(self.pack(request, next(outputs), RESULT, times))
         batch.requests, batch.outputs = [], []
 
     def _pack_bundle(self, bundle: Record, outputs: list[Any], times: int) -> list[Record]:
@@ -137,12 +140,10 @@ class Work:
         _, _, _, _, _, request_id, ticket, _, rows, _, _ = bundle
         return [new_tuple(Record, (RESULT, BUNDLE, NORMAL, 0, 0, request_id, ticket, times, rows, b"", bodies))]
 
-    def read(self, request: Record) -> Any:
-        """The payload. Raises RemoteProtocolError."""
+    def read_stream(self, request: Record) -> Any:
+        """The payload. A stream may take any time, and its input outlive the connection. Raises RemoteProtocolError."""
         if request.flags & ARENA:
-            # A stream may take any time, and its input outlive the connection.
-            found = self._shared.copied(request) if request.flags & STREAM else self._shared.frames(request)
-            return payload.decode(*found)
+            return payload.decode(*self._shared.frames(request, copied=True))
         return payload.decode(request.body, request.frames)
 
     def pack(self, request: Record, output: Any, kind: int, times: int = 0) -> Record:
@@ -175,6 +176,14 @@ class Work:
             Record,
             (kind, flags, NORMAL, 0, 0, request.request_id, request.ticket, times, 1, body, frames),
         )
+
+
+def is_unwanted(request: Record, cancelled: AbstractSet[int], now_ns: int) -> bool:
+    """Whether a request, or any of a bundle, has missed its deadline or was cancelled, by its ticket."""
+    _, flags, _, _, _, _, ticket, deadline_ns, num, _, _ = request
+    if 0 < deadline_ns <= now_ns:
+        return True
+    return not cancelled.isdisjoint(range(ticket, ticket + num)) if flags & BUNDLE else ticket in cancelled
 
 
 def failed(request: Record, error: RequestError) -> Record:
