@@ -107,7 +107,7 @@ def serve(num_records: int) -> dict[str, float]:
         front.flush()
         steps.done("send to clients")
         router.observe()
-        steps.done("figures")
+        steps.done("observe")
     return {name: spent / num_passes / num_records / 1e3 for name, spent in steps.spent.items()}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from orch import errors
-from orch.wire import NO_DEADLINE, AnyRecord, Flag, Record, error_record
+from orch.wire import BUNDLE, NO_DEADLINE, AnyRecord, Flag, Record, error_record
 from orch_balancer import policy
 from orch_balancer.entry import Session
 from orch_balancer.pool import Pool
@@ -38,7 +38,10 @@ class Held(NamedTuple):
 def refusal(
     request: AnyRecord, num_bytes: int, session: Session, pools: Sequence[Pool], held: Held, limits: Limits, now: float
 ) -> errors.RequestError | None:
-    """Why this request is not taken; None: it is. num_bytes: its own. now: seconds, of the clock of its deadline."""
+    """Why this request, or bundle, is not taken; None: it is.
+
+    num_bytes: its own. now: seconds, of the clock of its deadline.
+    """
     if request.model >= len(pools):
         served = ", ".join(pool.model for pool in pools)
         return errors.NoSuchModel(f"model number {request.model}; served here: {served}")
@@ -48,7 +51,8 @@ def refusal(
         remaining = request.deadline_ns / NS - now
         if remaining <= 0:
             return errors.DeadlineExceeded("the deadline had passed when it arrived")
-        speed, ahead = pool.speed, pool.queue.rows_ahead(session.id, request.priority)
+        num = request.rows if request.flags & BUNDLE else 1
+        speed, ahead = pool.speed, pool.queue.rows_ahead(session.id, request.priority, num)
         can_make_it = pool.idle or policy.can_make_it(remaining, ahead, speed.rows_per_s, speed.batch_s)
         if not resent and not can_make_it:
             return errors.DeadlineExceeded(

@@ -106,9 +106,13 @@ class Back:
     def send(self, assignments: Iterable[Assignment]) -> None:
         """Give requests to workers."""
         for worker, entries in assignments:
-            pieces: list[Piece] = [_granted(entry, entry.result) for entry in entries if entry.result is not None]
-            pieces += [(addressed(entry.raw, entry.attempts, entry.ticket), entry.frames) for entry in entries]
-            self.outlet.put_all(worker.route, pieces)
+            granted: list[Piece] = []
+            pieces: list[Piece] = []
+            for entry in entries:
+                if entry.result is not None:
+                    granted.append(_granted(entry, entry.result))
+                pieces.append((addressed(entry.raw, entry.attempts, entry.ticket), entry.frames))
+            self.outlet.put_all(worker.route, granted + pieces if granted else pieces)
 
     def flush(self) -> None:
         """Send; a worker that does not read is dying."""

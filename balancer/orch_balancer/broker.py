@@ -105,6 +105,7 @@ class Broker:
             self._listeners.append(Listener(path, max_frame_bytes, self._watch, self._front))
         self._remote = Remote(remote, settings.max_payload_bytes, self._front) if remote else None
         self._poller = zmq.Poller()
+        self._enough = 0  # requests and answers, of all that were ever taken in
         if self._remote is not None:
             for readable in (self._remote.socket, self._watch.fileno()):
                 self._poller.register(readable, zmq.POLLIN)
@@ -134,7 +135,8 @@ class Broker:
             for session, record in router.expire(now):
                 self._to_clients.put(session.route, record)
         # Who waits comes first, and then what is learned of it.
-        self._front.flush()
+        if self._to_clients.pending:
+            self._front.flush()
         self._back.send(router.dispatch(now))
         self._back.flush()
         router.observe()
@@ -149,21 +151,21 @@ class Broker:
     def _wait(self, timeout_s: float | None) -> None:
         """Sleep until something is to be done, and take in a portion of what has arrived."""
         remote, counts = self._remote, self._router.counts
-        enough = counts.admitted + counts.answered + PORTION
-
-        def is_enough() -> bool:
-            return counts.admitted + counts.answered >= enough
-
+        self._enough = counts.admitted + counts.answered + PORTION
         if remote is None:
-            self._watch.wait(timeout_s, is_enough)
+            self._watch.wait(timeout_s, self._is_enough)
             return
         ready = dict(self._poller.poll(None if timeout_s is None else math.ceil(timeout_s * 1000)))
         if self._watch.is_ready or self._watch.fileno() in ready:
-            self._watch.wait(0, is_enough)
+            self._watch.wait(0, self._is_enough)
         if remote.socket in ready:
             remote.read()
         if remote.blocked:
             remote.retry()
+
+    def _is_enough(self) -> bool:
+        counts = self._router.counts
+        return counts.admitted + counts.answered >= self._enough
 
     def _timeout_s(self) -> float | None:
         """Until the next thing that happens by itself; None: nothing does."""

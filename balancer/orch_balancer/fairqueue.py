@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from orch.wire import BUNDLE, Flag, Priority
 from orch_balancer import policy
@@ -23,6 +23,7 @@ class _Batch:
 
     def __init__(self, wanted: int, room: int, *, is_first: bool, cuts: bool) -> None:
         self.entries: list[Entry] = []
+        self.num = 0  # requests
         self.rows = 0
         self.left = wanted  # rows
         self.is_full = False
@@ -36,7 +37,7 @@ class _Batch:
 
         The last may make it more, and so may a bundle that is not to be cut.
         """
-        num_ended, rows, entries, room = 0, self.rows, self.entries, self._room
+        num_ended, num, rows, entries, room = 0, self.num, self.rows, self.entries, self._room
         until = rows + most
         while line and rows < until:
             entry = line[0]
@@ -60,12 +61,13 @@ class _Batch:
                 break
             line.popleft()
             entries.append(entry)
+            num += entry.num
             rows += its_rows
             if flags & STREAM:  # it may take any time: nothing is to wait behind it
                 self.is_full = True
                 break
         self.left -= rows - self.rows
-        self.rows = rows
+        self.num, self.rows = num, rows
         if self.left <= 0:
             self.is_full = True
         return num_ended
@@ -90,35 +92,19 @@ class _Class:
         for entries in (self.first, *self.by_client.values()):
             yield from (entry for entry in entries if entry.place is QUEUED)
 
-    def came(self, client: bytes, rows: int) -> None:
+    def add(self, client: bytes, entries: Iterable[Entry], rows: int) -> None:
+        """Last in their client's line: these, with so many rows."""
+        line = self.by_client.get(client)
+        if line is None:
+            line = self.by_client[client] = deque()
+            self.turns.append(client)
+        line.extend(entries)
+        self.count(client, rows)
+
+    def count(self, client: bytes, rows: int) -> None:
         """Count rows of a client."""
         self.rows += rows
         self.rows_of[client] = self.rows_of.get(client, 0) + rows
-
-    def went(self, entries: Sequence[Entry]) -> None:
-        """Count theirs no more. Most often they are of one client, and its rows are changed once."""
-        i, end = 0, len(entries)
-        while i < end:
-            session, rows = entries[i].session, 0
-            while i < end and entries[i].session is session:
-                rows += entries[i].rows
-                i += 1
-            self.uncount(session.id, rows)
-
-    @property
-    def only(self) -> Entry | None:
-        """The one entry that waits here, where one look tells."""
-        if len(self.turns) != 1 or self.first:
-            return None
-        line = self.by_client[self.turns[0]]
-        return line[0] if len(line) == 1 and line[0].place is QUEUED and not line[0].cancelled else None
-
-    def clear(self) -> None:
-        """That one was taken."""
-        self.turns.clear()
-        self.by_client.clear()
-        self.rows_of.clear()
-        self.rows = 0
 
     def uncount(self, client: bytes, rows: int) -> None:
         """Count rows of a client no more."""
@@ -137,13 +123,17 @@ class _Class:
         """
         if self.first:
             self.removed -= batch.draw(self.first, batch.left if is_alone else 1)
+            for entry in batch.entries:
+                self.uncount(entry.session.id, entry.rows)
         turns, by_client = self.turns, self.by_client
         while turns and not batch.has_enough(is_alone=is_alone):
             part = max(1, batch.left // len(turns)) if is_alone else 1
             for _ in range(len(turns)):
                 client = turns.popleft()
-                line = by_client[client]
+                line, rows = by_client[client], batch.rows
                 self.removed -= batch.draw(line, part)
+                if batch.rows > rows:
+                    self.uncount(client, batch.rows - rows)
                 if not line:
                     del by_client[client]
                 elif batch.is_refused:  # it waits for a batch with more room
@@ -171,12 +161,15 @@ class FairQueue:
         self._classes = [_Class() for _ in Priority]
         self._counts = [0 for _ in Priority]
         self.num = self.rows = 0  # of all that waits
+        self._lone: Entry | None = None  # what waits where nothing else does, in no line
         self._turn = 0
 
     def __len__(self) -> int:
         return self.num
 
     def __iter__(self) -> Iterator[Entry]:
+        if self._lone is not None:
+            yield self._lone
         for each in self._classes:
             yield from each
 
@@ -184,30 +177,34 @@ class FairQueue:
         """Entries of one class."""
         return self._counts[priority]
 
-    def push(self, entries: Sequence[Entry], rows: int) -> None:
-        """Last in their client's line: entries of one client and one priority, with so many rows."""
+    def push(self, entries: Sequence[Entry], num: int, rows: int) -> None:
+        """Last in their client's line: entries of one client and one priority; so many requests and rows."""
         first = entries[0]
-        priority, client = first.priority, first.session.id
-        each = self._classes[priority]
-        line = each.by_client.get(client)
-        if line is None:
-            line = each.by_client[client] = deque()
-            each.turns.append(client)
-        line.extend(entries)
-        num = sum([entry.num for entry in entries])
-        self._counts[priority] += num
+        if self.num or len(entries) > 1:
+            self._line_up()
+            self._classes[first.priority].add(first.session.id, entries, rows)
+        else:
+            self._lone = first
+        self._counts[first.priority] += num
         self.num += num
         self.rows += rows
-        each.came(client, rows)
+
+    def _line_up(self) -> None:
+        """Others come, or it is to be found: it takes its place in its client's line."""
+        lone = self._lone
+        if lone is not None:
+            self._lone = None
+            self._classes[lone.priority].add(lone.session.id, (lone,), self.rows)
 
     def push_first(self, entry: Entry) -> None:
         """Ahead of everything in its class."""
+        self._line_up()
         each = self._classes[entry.priority]
         each.first.appendleft(entry)
+        each.count(entry.session.id, entry.rows)
         self._counts[entry.priority] += 1
         self.num += 1
         self.rows += entry.rows
-        each.came(entry.session.id, entry.rows)
 
     def take(self, wanted: int, room: int, *, cuts: bool = True) -> list[Entry]:
         """The next to run, up to `wanted` rows: at least one, even one that is larger than the room.
@@ -215,12 +212,14 @@ class FairQueue:
         No more than `room` rows together otherwise. A bundle is cut where it has more than that; unless `cuts`, it is
         taken whole where it has more than is wanted. The caller moves them out of the queue.
         """
-        only = self._classes[NORMAL].only
-        if only is not None and only.num == self.num and only.rows <= (min(wanted, room) if cuts else room):
-            self._classes[NORMAL].clear()
-            self._counts[NORMAL] = self.num = self.rows = 0
-            self._turn += only.num
-            return [only]
+        lone = self._lone
+        if lone is not None:
+            if self.rows <= (min(wanted, room) if cuts else room):
+                self._lone = None
+                self._turn += self.num
+                self._counts[lone.priority] = self.num = self.rows = 0
+                return [lone]
+            self._line_up()
         taken: list[Entry] = []
         rows, is_full = 0, False
         while self.num and not is_full:
@@ -231,26 +230,29 @@ class FairQueue:
             each = self._classes[priority]
             batch = _Batch(wanted - rows, room - rows, is_first=not taken, cuts=cuts or not is_alone)
             each.take(batch, is_alone=is_alone)
-            new, is_full = batch.entries, batch.is_full
-            each.went(new)
-            num = sum([entry.num for entry in new])
-            self._counts[priority] -= num
-            self.num -= num
+            is_full = batch.is_full
+            self._counts[priority] -= batch.num
+            self.num -= batch.num
             self.rows -= batch.rows
-            self._turn += num
+            self._turn += batch.num
             rows += batch.rows
-            taken += new
+            taken += batch.entries
         return taken
 
-    def rows_ahead(self, client: bytes, priority: int) -> int:
-        """About how many rows run before one that the client would push now: higher classes, then turn by turn."""
+    def rows_ahead(self, client: bytes, priority: int, num: int = 1) -> int:
+        """About how many rows run before the last of so many that the client would push now.
+
+        Higher classes, then turn by turn.
+        """
+        self._line_up()
         each = self._classes[priority]
-        own = each.rows_of.get(client, 0)
+        own = each.rows_of.get(client, 0) + num
         num_clients = len(each.rows_of) + (client not in each.rows_of)
-        return sum(higher.rows for higher in self._classes[:priority]) + min(each.rows, (own + 1) * num_clients)
+        return sum(higher.rows for higher in self._classes[:priority]) + min(each.rows + num - 1, own * num_clients)
 
     def forget(self, entry: Entry, num: int = 1) -> None:
         """Account for requests that were just cancelled, or have expired: so many of a bundle, or the entry."""
+        self._line_up()
         priority = entry.priority
         each = self._classes[priority]
         self._counts[priority] -= num

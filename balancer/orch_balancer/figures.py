@@ -6,8 +6,6 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
-from orch.wire import read_times
-
 # Seconds: six steps in each power of ten, from what a request costs at least to the longest batches.
 STEPS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
 TIME_BOUNDS_S = tuple(step * 10.0**power for power in range(-4, 2) for step in STEPS)
@@ -40,7 +38,7 @@ class Figures:
     it waited at the worker until its batch ran; compute: how long that took.
 
     What happens is noted first, in `answered`, `given` (when, and how many were admitted at which times) and `runs` (of
-    batches: rows, requests, `wire.pack_times`, when); `observe` enters it.
+    batches: rows, requests, what they waited and took, when); `observe` enters it.
     """
 
     def __init__(self) -> None:
@@ -50,28 +48,27 @@ class Figures:
         self._last_at = 0.0
         self.answered: list[tuple[Admitted, float]] = []
         self.given: list[tuple[Admitted, float]] = []
-        self.runs: list[tuple[int, int, int, float]] = []
+        self.runs: list[tuple[int, int, float, float, float]] = []
 
     def observe(self) -> None:
         """Enter what was noted."""
-        for admitted, now in self.answered:
-            _observe_since(self.total, admitted, now)
-        for admitted, now in self.given:
-            _observe_since(self.queue, admitted, now)
-        for rows, num_requests, times, now in self.runs:
-            self._ran(rows, num_requests, *read_times(times), now)
-        self.answered.clear()
-        self.given.clear()
-        self.runs.clear()
-
-    def _ran(self, rows: int, num_requests: int, waited_s: float, took_s: float, now: float) -> None:
-        """A batch was answered."""
-        count, sum_s = self._runs.get(rows, (0, 0.0))
-        self._runs[rows] = count + 1, sum_s + took_s
-        self._last_at = now
-        self.batch.observe(waited_s, num_requests)
-        self.compute.observe(took_s, num_requests)
-        self.batch_rows.observe(rows)
+        if self.given:
+            for admitted, now in self.given:
+                _observe_since(self.queue, admitted, now)
+            self.given.clear()
+        if self.answered:
+            for admitted, now in self.answered:
+                _observe_since(self.total, admitted, now)
+            self.answered.clear()
+        if self.runs:
+            for rows, num_requests, waited_s, took_s, now in self.runs:
+                count, sum_s = self._runs.get(rows, (0, 0.0))
+                self._runs[rows] = count + 1, sum_s + took_s
+                self._last_at = now
+                self.batch.observe(waited_s, num_requests)
+                self.compute.observe(took_s, num_requests)
+                self.batch_rows.observe(rows)
+            self.runs.clear()
 
     def told(self) -> dict[str, Any]:
         """For the supervisor."""
@@ -93,10 +90,11 @@ class Figures:
 
 def _observe_since(histogram: Histogram, admitted: Admitted, now: float) -> None:
     """How long ago so many were admitted; what came in one message, equally long."""
-    since, num = admitted[0][0] if admitted else now, 0
-    for admitted_at, its_num in admitted:
-        if admitted_at != since:
-            histogram.observe(now - since, num)
-            since, num = admitted_at, 0
-        num += its_num
+    since, num = admitted[0]
+    if len(admitted) > 1:
+        for admitted_at, its_num in admitted[1:]:
+            if admitted_at != since:
+                histogram.observe(now - since, num)
+                since, num = admitted_at, 0
+            num += its_num
     histogram.observe(now - since, num)

@@ -10,7 +10,7 @@ from typing import Any
 
 from orch import chunk, wire
 from orch.errors import RemoteProtocolError, WorkerLost
-from orch.wire import AnyRecord, Flag, Kind, Packed, Received, Record, changed, repacked
+from orch.wire import AnyRecord, Flag, Kind, Packed, Received, Record, timed
 from orch_balancer.back import Back
 from orch_balancer.entry import Session
 from orch_balancer.outlet import MAX_OUTBOX_BYTES, Outlet, Route
@@ -118,9 +118,9 @@ class Front:
     def _serve(self, session: Session, records: Sequence[Packed]) -> None:
         requests: list[Packed] = []
         for packed in records:
-            kind, flags = packed[:2]
+            kind = packed[0]
             if kind == REQUEST:
-                requests.append(on_our_clock(Received(*packed)) if flags & BUDGET else packed)
+                requests.append(on_our_clock(packed) if packed[1] & BUDGET else packed)
                 continue
             self._admit(session, requests)
             requests = []
@@ -144,7 +144,8 @@ class Front:
                 self._welcomes(session)
             else:
                 raise RemoteProtocolError(f"a client sent kind {Kind(kind).name}")
-        self._admit(session, requests)
+        if requests:
+            self._admit(session, requests)
 
     def _admit(self, session: Session, requests: Sequence[Packed]) -> None:
         if requests:
@@ -201,10 +202,13 @@ class Front:
                 session.route.close()
 
 
-def on_our_clock(request: Received) -> Received:
+def on_our_clock(request: Packed) -> Packed:
     """A request from another host brings what remains of its time, because clocks differ; 0 or less: nothing."""
-    if not request.deadline_ns:
+    kind, flags, priority, attempt, model, request_id, ticket, budget_ns, rows, raw, frames = request
+    if not budget_ns:
         return request
     # At least 1: 0 would mean no deadline at all. At most what the header holds.
-    deadline_ns = min(max(1, time.monotonic_ns() + request.deadline_ns), MAX_DEADLINE_NS)
-    return repacked(changed(request, deadline_ns=deadline_ns, flags=request.flags & ~BUDGET))
+    deadline_ns = min(max(1, time.monotonic_ns() + budget_ns), MAX_DEADLINE_NS)
+    flags &= ~BUDGET
+    raw = timed(raw, flags, deadline_ns)
+    return kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, rows, raw, frames

@@ -52,22 +52,18 @@ class ResultBytes:
     """How much of the arena the next result of a model will take."""
 
     def __init__(self) -> None:
+        self.are_large = False  # most results
+        self.expected = 0  # bytes; 0 while most results are small
         self._large_share = 0.0  # of the recent results
         self._most = 0.0  # recently
 
     def observe(self, num_bytes: int) -> None:
         """A result had so many bytes in frames, or in a chunk."""
         is_large = num_bytes >= FRAME_BYTES
+        if not is_large and not self._large_share:
+            return  # none ever was
         self._large_share += GAIN * (is_large - self._large_share)
         if is_large:
             self._most = max(num_bytes, self._most * FADE)
-
-    @property
-    def are_large(self) -> bool:
-        """Whether most results are."""
-        return self._large_share > MOST
-
-    @property
-    def expected(self) -> int:
-        """Bytes; 0 while most results are small."""
-        return int(self._most) if self.are_large else 0
+        self.are_large = self._large_share > MOST
+        self.expected = int(self._most) if self.are_large else 0

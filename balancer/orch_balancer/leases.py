@@ -48,8 +48,8 @@ class Leases:
         self._leases: dict[int, Lease] = {}
         self._of_session: dict[bytes, dict[int, Lease]] = {}
         self._bytes_of: dict[bytes, int] = {}
-        self._of_process: dict[Process, dict[int, Lease]] = {}
         self.num_requests = self.num_results = 0  # that came through the arena
+        self.num_leased = 0  # bytes
 
     # --- clients -------------------------------------------------------------------------------------------------
 
@@ -64,16 +64,21 @@ class Leases:
             found.append(lease.chunk)
         return found
 
-    def name(self, session: bytes, body: bytes) -> Lease:
+    def name(self, session: bytes, place: Chunk) -> Lease:
         """A request comes whose frames are in a chunk: it is not the client's to write before the request's end.
 
         Raises:
-            RemoteProtocolError: the descriptor is not of a chunk that this client may use now.
+            RemoteProtocolError: it is no chunk that this client may use now.
         """
-        place = chunk.read_place(body)
         lease = self._leases.get(place.lease)
-        usable = lease is not None and lease.session == session and lease.held and not lease.named
-        if lease is None or not usable or lease.processes or not _inside(place, lease):
+        if (
+            lease is None
+            or lease.session != session
+            or not lease.held
+            or lease.named
+            or lease.processes
+            or not _inside(place, lease)
+        ):
             raise RemoteProtocolError(f"a request in lease {place.lease}, which is not this client's to use")
         lease.named = True
         self.num_requests += 1
@@ -110,7 +115,6 @@ class Leases:
     def read(self, lease: Lease, process: Process) -> None:
         """A worker is given the request."""
         lease.processes.add(process)
-        self._of_process.setdefault(process, {})[lease.chunk.lease] = lease
 
     def result(self, session: bytes, num_bytes: int, process: Process) -> Lease | None:
         """A chunk for a worker to write one result into, or None."""
@@ -142,17 +146,16 @@ class Leases:
     def leave(self, lease: Lease, process: Process) -> None:
         """A worker neither reads nor writes there any more."""
         lease.processes.discard(process)
-        lease.kept.discard(process)
-        own = self._of_process.get(process)
-        if own is not None:
-            own.pop(lease.chunk.lease, None)
-            if not own:
-                del self._of_process[process]
-        self._free_if_unused(lease)
+        if lease.kept:
+            lease.kept.discard(process)
+        if not lease.named:
+            self._free_if_unused(lease)
 
     def leave_all(self, process: Process, but: Collection[int] = ()) -> None:
         """A worker process is dead, or has come back on a new connection and uses no others than these numbers."""
-        for number, lease in list(self._of_process.get(process, {}).items()):
+        for number, lease in list(self._leases.items()):
+            if process not in lease.processes:
+                continue
             if number in but:
                 lease.kept.add(process)
             else:
@@ -160,18 +163,17 @@ class Leases:
 
     def let_go(self, process: Process, numbers: Iterable[int]) -> None:
         """A worker does not read these any more, which its model had kept."""
-        own = self._of_process.get(process, {})
         for number in numbers:
-            lease = own.get(number)
-            if lease is not None:
+            lease = self._leases.get(number)
+            if lease is not None and process in lease.processes:
                 lease.kept.discard(process)
                 if not lease.named:  # else it may run there again: its answer ends that
                     self.leave(lease, process)
 
     @property
-    def processes(self) -> list[Process]:
+    def processes(self) -> set[Process]:
         """Workers that may touch some chunk."""
-        return list(self._of_process)
+        return {process for lease in self._leases.values() for process in lease.processes}
 
     # --- facts ---------------------------------------------------------------------------------------------------
 
@@ -179,11 +181,6 @@ class Leases:
     def total(self) -> int:
         """Bytes of the arena."""
         return self._memory.total
-
-    @property
-    def num_leased(self) -> int:
-        """Bytes that are leased."""
-        return self._memory.total - self._memory.num_free
 
     def check_invariants(self) -> None:
         """What must hold after every event; for tests."""
@@ -195,16 +192,12 @@ class Leases:
         for number, lease in self._leases.items():
             assert lease.chunk.lease == number
             assert lease.held or lease.named or lease.processes, "a lease that nobody has"
-            assert all(self._of_process[process][number] is lease for process in lease.processes)
             assert lease.kept <= lease.processes
             assert self._of_session[lease.session][number] is lease
         assert sum(len(own) for own in self._of_session.values()) == len(self._leases)
         for session, own in self._of_session.items():
             assert own
             assert self._bytes_of[session] == sum(lease.chunk.size for lease in own.values())
-        for process, read in self._of_process.items():
-            assert read
-            assert all(process in lease.processes for lease in read.values())
 
     # --- inside --------------------------------------------------------------------------------------------------
 
@@ -222,6 +215,7 @@ class Leases:
         self._leases[lease.chunk.lease] = lease
         self._of_session.setdefault(session, {})[lease.chunk.lease] = lease
         self._bytes_of[session] = self._bytes_of.get(session, 0) + size
+        self.num_leased += size
         return lease
 
     def _free_if_unused(self, lease: Lease) -> None:
@@ -235,6 +229,7 @@ class Leases:
             self._bytes_of[lease.session] -= lease.chunk.size
         else:
             del self._of_session[lease.session], self._bytes_of[lease.session]
+        self.num_leased -= lease.chunk.size
         self._memory.give_back(lease.chunk.offset)
 
 

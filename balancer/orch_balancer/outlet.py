@@ -36,7 +36,7 @@ class Outlet:
     """Owns what was put for peers and is not handed to their routes yet."""
 
     def __init__(self) -> None:
-        self._pending: dict[Route, list[Piece]] = {}
+        self.pending: dict[Route, list[Piece]] = {}
         self._blocked: set[Route] = set()
         self._allowed: dict[Route, int] = {}  # where it is not MAX_OUTBOX_BYTES
 
@@ -47,19 +47,23 @@ class Outlet:
     def put(self, route: Route, record: AnyRecord) -> None:
         """Send with the next `flush`."""
         piece = as_piece(record)
-        pending = self._pending.get(route)
+        pending = self.pending.get(route)
         if pending is None:
-            self._pending[route] = [piece]
+            self.pending[route] = [piece]
         else:
             pending.append(piece)
 
-    def put_all(self, route: Route, pieces: Iterable[Piece]) -> None:
-        """Send these, in order, with the next `flush`."""
-        self._pending.setdefault(route, []).extend(pieces)
+    def put_all(self, route: Route, pieces: list[Piece]) -> None:
+        """Send these, in order, with the next `flush`; the list is the outlet's from now on."""
+        pending = self.pending.get(route)
+        if pending is None:
+            self.pending[route] = pieces
+        else:
+            pending += pieces
 
     def put_answers(self, answers: Iterable[tuple[Entry, Packed]]) -> None:
         """Send each to the client of its entry: the request id is the client's own."""
-        every = self._pending
+        every = self.pending
         for entry, record in answers:
             route = entry.session.route
             pending = every.get(route)
@@ -70,8 +74,9 @@ class Outlet:
     def flush(self) -> list[Route]:
         """Send what was put. Returns the routes to give up: gone, or not reading."""
         failed: list[Route] = []
-        while self._pending:
-            route, pieces = self._pending.popitem()
+        pending = self.pending
+        while pending:
+            route, pieces = pending.popitem()
             if not self._send(route, pieces):
                 failed.append(route)
                 self.drop(route)
@@ -86,7 +91,7 @@ class Outlet:
 
     def drop(self, route: Route) -> None:
         """Forget what was meant for a peer."""
-        self._pending.pop(route, None)
+        self.pending.pop(route, None)
         self._allowed.pop(route, None)
         self._blocked.discard(route)
 

@@ -25,7 +25,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._ready: dict[int, int] = {}  # events by descriptor, of those that are still to be served
+        self._ready: dict[int, int] = {}  # events by descriptor, of those that are still to be served; the last first
         self._readers: dict[int, Callable[[], None]] = {}
         self._writers: dict[int, Callable[[], object]] = {}
         self._pidfds: dict[int, int] = {}
@@ -38,20 +38,19 @@ class Watch:
     def wait(self, timeout_s: float | None, is_enough: Callable[[], bool] = lambda: False) -> None:
         """Sleep until something is ready, None: for as long as it takes; call the handlers of what is.
 
-        is_enough: asked after each; what is not served then comes first the next time.
+        is_enough: asked after each but the last; what is not served then comes first the next time.
         """
         ready = self._ready
         if not ready:
-            ready.update(self._epoll.poll(timeout_s, MAX_READY))
+            ready.update(reversed(self._epoll.poll(timeout_s, MAX_READY)))
         while ready:
-            fd = next(iter(ready))
-            events = ready.pop(fd)
+            fd, events = ready.popitem()
             if events & WRITABLE and (write := self._writers.get(fd)):
                 write()
             # Also an error or a hang-up: to read tells which.
             if events != WRITABLE and (read := self._readers.get(fd)):
                 read()
-            if is_enough():
+            if ready and is_enough():
                 break
 
     @property

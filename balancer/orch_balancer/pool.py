@@ -34,15 +34,17 @@ class Worker:
     in_lane: bool = False  # runs a suspect, or is being emptied for one
     began_at: float = 0.0  # since when it could be busy with what it answers next
     version: int = 0
+    process: Process = field(init=False)  # which of the replica's it is
 
-    @property
-    def process(self) -> Process:
-        """Which of the replica's processes it is."""
-        return self.replica, self.generation
+    def __post_init__(self) -> None:
+        self.process = self.replica, self.generation
 
 
 class Pool:
-    """Owns the choice of a worker: a heap of those with room, in which an old rank is skipped by its version."""
+    """Owns the choice of a worker: a heap of those with room, in which an old rank is skipped by its version.
+
+    Who is touched is ranked anew before the next choice, or when nobody waits for the loop.
+    """
 
     def __init__(self, model: str) -> None:
         self.model = model
@@ -53,8 +55,9 @@ class Pool:
         self.one_lane = False
         self.speed = Speed()
         self.results = ResultBytes()
-        self.idle: dict[str, float] = {}  # the weights of those without work, by replica
-        self.idle_weight = 0.0  # their sum
+        self.idle_weight = 0.0  # the sum of those in `idle`
+        self._idle: dict[str, float] = {}
+        self.touched: dict[Worker, None] = {}  # whose load, weight or willingness has changed
         self._awaited = 0  # rows that were just answered, and not followed by others
         self._awaited_until = 0.0
         self._heap: list[tuple[tuple[float, float], int, int, Worker]] = []
@@ -63,7 +66,7 @@ class Pool:
     def add(self, worker: Worker) -> None:
         """A worker opened for work."""
         self.workers[worker.replica] = worker
-        self.touch(worker)
+        self.touched[worker] = None
 
     def remove(self, worker: Worker) -> None:
         """A worker is gone."""
@@ -71,14 +74,25 @@ class Pool:
         self.lanes.discard(worker.replica)
         worker.version += 1
         worker.accepting = False
+        self.touched.pop(worker, None)  # another may have its name by the time
         self._count_idle(worker, is_idle=False)
 
-    def touch(self, worker: Worker) -> None:
-        """Rank a worker anew after its load, its weight or its willingness changed."""
+    def settle(self) -> None:
+        """Rank anew who was touched."""
+        if not self.touched:
+            return
+        for worker in self.touched:
+            self._rank(worker)
+        self.touched.clear()
+        heap = self._heap
+        while heap and heap[0][2] != heap[0][3].version:
+            heapq.heappop(heap)
+
+    def _rank(self, worker: Worker) -> None:
         worker.version += 1
         willing = worker.accepting and not worker.in_lane
         is_idle = willing and not worker.outstanding
-        if is_idle or worker.replica in self.idle:
+        if is_idle or worker.replica in self._idle:
             self._count_idle(worker, is_idle=is_idle)
         if not willing or self.room(worker, worker.began_at) <= 0:
             return
@@ -90,12 +104,18 @@ class Pool:
             heapq.heapify(self._heap)
 
     def _count_idle(self, worker: Worker, *, is_idle: bool) -> None:
-        self.idle_weight -= self.idle.pop(worker.replica, 0.0)
+        self.idle_weight -= self._idle.pop(worker.replica, 0.0)
         if is_idle:
-            self.idle[worker.replica] = worker.weight
+            self._idle[worker.replica] = worker.weight
             self.idle_weight += worker.weight
-        elif not self.idle:
+        elif not self._idle:
             self.idle_weight = 0.0  # what a sum of floats was off by, too
+
+    @property
+    def idle(self) -> dict[str, float]:
+        """The weights of those without work, by replica."""
+        self.settle()
+        return self._idle
 
     def answered(self, rows: int, now: float) -> None:
         """As many may come soon."""
@@ -104,7 +124,8 @@ class Pool:
 
     def came(self, rows: int) -> None:
         """So many have."""
-        self._awaited = max(0, self._awaited - rows)
+        if self._awaited:
+            self._awaited = max(0, self._awaited - rows)
 
     def awaited(self, now: float) -> int:
         """Rows that may come any moment, in place of those that were answered."""
@@ -121,6 +142,8 @@ class Pool:
 
     def best(self, now: float) -> tuple[Worker, int] | None:
         """The worker to give work to next, and the rows it may be given; None: nobody has room."""
+        if self.touched:
+            self.settle()
         heap = self._heap
         while heap:
             _, _, version, worker = heap[0]
@@ -133,13 +156,13 @@ class Pool:
         """Keep a worker for suspects: nothing else is given to it."""
         worker.in_lane = True
         self.lanes.add(worker.replica)
-        self.touch(worker)
+        self.touched[worker] = None
 
     def leave_lane(self, worker: Worker) -> None:
         """Back to ordinary work."""
         worker.in_lane = False
         self.lanes.discard(worker.replica)
-        self.touch(worker)
+        self.touched[worker] = None
 
     @property
     def num_accepting(self) -> int:

@@ -11,7 +11,6 @@ workers at once. It does not know sockets or clocks; the broker carries out what
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -38,15 +37,19 @@ from orch_balancer import policy
 from orch_balancer.admission import NS, Held, Limits, refusal, refused
 from orch_balancer.deadlines import Deadlines
 from orch_balancer.entry import DISPATCHED, DONE, QUEUED, SUSPECT, Entry, Place, Session, by_line
-from orch_balancer.figures import Figures
+from orch_balancer.figures import Admitted, Figures
 from orch_balancer.leases import Leases
 from orch_balancer.pool import Pool, Worker
 from orch_balancer.verdict import Cause, verdict
 
 # Looked up once: they are asked of every record.
-ARENA, STREAM, ERROR = Flag.ARENA, Flag.STREAM, int(Kind.ERROR)
+ARENA, KEPT, STREAM, ERROR = Flag.ARENA, Flag.KEPT, Flag.STREAM, int(Kind.ERROR)
 # Requests ended in one pass because their deadlines have passed: a crowd of them keeps the loop no longer than that.
 MAX_EXPIRED = 256
+# What a worker's message tells: how many rows and requests it has answered; when those were admitted that somebody
+# waited for, and how many; `wire.pack_times` of a batch, or 0; for how long the worker was busy; whether nothing was
+# queued; when it came.
+Heard = tuple[Worker, int, int, Admitted, int, float, bool, float]
 
 
 class Assignment(NamedTuple):
@@ -91,7 +94,8 @@ class Router:
         self.sessions: dict[bytes, Session] = {}
         self.counts = Counts()
         self._figures = Figures()
-        self.answered_by: dict[str, int] = {}  # by replica, over the lives of its workers
+        self._answered_by: dict[str, int] = {}
+        self._heard: list[Heard] = []  # of workers' messages, not learned yet
         self.admitting = True
         self.num_bytes = self.num_entries = self.num_queued = 0
         self._deadlines = Deadlines()
@@ -124,10 +128,12 @@ class Router:
         Raises:
             RemoteProtocolError: one names a chunk that is not its client's to use.
         """
+        if self._heard:
+            self._learn()
         refusals: list[Record] = []
         taken: list[Entry] = []  # of one model and one priority, not queued yet
         ours, limits = session.entries, self.limits
-        num, num_models, last = len(requests), len(self.pools), (0, 0)
+        num, num_models = len(requests), len(self.pools)
         for request in requests:
             if request[1] & BUNDLE:
                 num += request[8] - 1
@@ -154,13 +160,17 @@ class Router:
                 if frames:
                     num_bytes += payload.nbytes(b"", frames)
                 if flags & ARENA:
-                    num_bytes += chunk.read_place(raw[HEADER_BYTES:]).size
+                    place = chunk.read_place(raw[HEADER_BYTES:])
+                    num_bytes += place.size
                 if not has_room or deadline_ns or model >= num_models or self.num_bytes + num_bytes > limits.num_bytes:
                     self._queue(taken)
                     taken = []
                     held = Held(self.admitting, self.num_queued, self.num_bytes)
                     asked = Received(*request)
                     error = refusal(asked, num_bytes, session, self.pools, held, limits, now)
+                    if error is not None and flags & BUNDLE:  # each is judged by itself
+                        refusals += self.admit(session, bundles.apart(request), now)
+                        continue
                     if error is not None:
                         self.counts.rejected += 1
                         refusals.append(refused(asked, error))
@@ -169,12 +179,10 @@ class Router:
                     session, request_id, raw, frames, flags, model, deadline_ns, rows, priority, num_bytes, now, its_num
                 )
                 if flags & ARENA:
-                    entry.lease = self.leases.name(session.id, raw[HEADER_BYTES:])
-                line = priority, model
-                if taken and line != last:
+                    entry.lease = self.leases.name(session.id, place)
+                if taken and (priority != taken[0].priority or model != taken[0].model):
                     self._queue(taken)
                     taken = []
-                last = line
                 self.num_bytes += num_bytes
                 if flags & BUNDLE:
                     ours.update(dict.fromkeys(ids, entry))
@@ -214,29 +222,32 @@ class Router:
             return None
         worker = Worker(replica, generation, route, pool, max_batch_size, idle_since=now, weight=weight)
         pool.add(worker)
-        self.answered_by.setdefault(replica, 0)
+        self._answered_by.setdefault(replica, 0)
         return worker
 
     def weigh(self, worker: Worker, weight: float) -> None:
         """How fast it is beside the others was measured anew."""
+        self._learn()
         worker.weight = weight
-        worker.pool.touch(worker)
+        worker.pool.touched[worker] = None
 
     def drain(self, worker: Worker) -> None:
         """Give it nothing more; it is drained when `worker.outstanding` is empty."""
         worker.accepting = False
-        worker.pool.touch(worker)
+        worker.pool.touched[worker] = None
 
     def answers(self, worker: Worker, records: Sequence[Packed], now: float) -> list[tuple[Entry, Packed]]:
         """A worker's message. Returns the answers that somebody waits for, each with its entry."""
         pool, outstanding = worker.pool, worker.outstanding
         found: list[tuple[Entry, Packed]] = []
         answered: list[tuple[float, int]] = []  # when they were admitted, and how many
-        rows = num_streams = num_final = num_ended = num_bytes = num_failed = num_answered = times = 0
+        rows = num_streams = num_final = num_ended = num_bytes = num_answered = times = 0
         are_large = pool.results.are_large
         each_line: Iterable[Packed] = records
-        if any([record[1] & BUNDLE for record in records]):  # noqa: C419  a generator costs more
-            each_line = by_line(outstanding, records)
+        for record in records:
+            if record[1] & BUNDLE:
+                each_line = by_line(outstanding, records)
+                break
         for record in each_line:
             kind, flags, _, _, _, _, ticket, spent, num, _, frames = record
             entry = outstanding.get(ticket)
@@ -260,14 +271,14 @@ class Router:
                 if entry.flags & STREAM:
                     num_streams += 1
                 if entry.lease is not None or entry.result is not None or flags & ~BUNDLE or frames:
-                    record = self._settle(worker, entry, Received(*record))  # noqa: PLW2901
+                    record = self._settle(worker, entry, record)  # noqa: PLW2901
                 elif are_large:
                     for _ in range(its_num):
                         pool.results.observe(0)
                 if not is_waited_for:
                     continue
                 if kind == ERROR:
-                    num_failed += 1
+                    self.counts.failed += 1
                 elif spent > 0:
                     times = spent
                 answered.append((entry.admitted_at, its_num))
@@ -275,33 +286,26 @@ class Router:
                 if is_bundled:
                     num_bytes += self._answered_some(entry, ticket - entry.ticket, its_num)
                     num_ended += its_num
-                elif entry.deadline_ns or entry.lease is not None:
-                    self._end(entry)
-                else:  # the same, for most of them
+                else:
                     entry.place = DONE
                     num_bytes += entry.num_bytes
                     num_ended += 1
                     del entry.session.entries[entry.request_id]
+                if entry.deadline_ns:
+                    self._deadlines.ended(its_num)
             if is_waited_for:
                 found.append((entry, record))
-        self._figures.answered.append((answered, now))
-        self.num_bytes -= num_bytes
-        self.num_entries -= num_ended
-        self.counts.answered += num_answered
-        self.counts.failed += num_failed
         if rows:
-            self.answered_by[worker.replica] += num_final
-            if times:
-                pool.speed.ran(rows, read_times(times)[1] * worker.weight)
-                self._figures.runs.append((rows, num_final, times, now))
+            self.num_bytes -= num_bytes
+            self.num_entries -= num_ended
+            self.counts.answered += num_answered
             worker.rows -= rows
             worker.streams -= num_streams
-            # A stream's life is no batch's time, nor is nothing: then this is the rest of a batch's answers.
-            batch_s = (now - worker.began_at) * worker.weight if not num_streams and now > worker.began_at else None
-            pool.speed.observe(rows, batch_s, queue_was_empty=not pool.queue.num, now=now)
+            # A stream's life is no batch's time.
+            busy_s = 0.0 if num_streams else now - worker.began_at
+            self._heard.append((worker, rows, num_final, answered, times, busy_s, not pool.queue.num, now))
             worker.began_at = worker.idle_since = now
-            pool.answered(rows, now)
-            pool.touch(worker)
+            pool.touched[worker] = None
         return found
 
     def lost(self, worker: Worker, cause: Cause, running: Collection[int], now: float) -> list[Ended]:
@@ -321,7 +325,7 @@ class Router:
             if error is None:
                 self._requeue(entry, now, ended)
             else:
-                ended.append(self._fail(entry, error))
+                ended += self._fail(entry, error)
         worker.outstanding.clear()
         return ended
 
@@ -332,8 +336,11 @@ class Router:
 
         What runs is left to its client, which has its own clock.
         """
-        due = itertools.islice(self._deadlines.due(int(now * NS)), MAX_EXPIRED)
-        return [self._fail(entry, _too_late(entry, now)) for entry in due if entry.place is not DISPATCHED]
+        ended: list[Ended] = []
+        for entry in self._deadlines.due(int(now * NS), MAX_EXPIRED):
+            if entry.place is not DISPATCHED:
+                ended += self._fail(entry, _too_late(entry, now))
+        return ended
 
     def next_deadline(self) -> float | None:
         """When `expire` has something to do, at the earliest."""
@@ -343,41 +350,47 @@ class Router:
     def dispatch(self, now: float) -> list[Assignment]:
         """Bind waiting requests to workers that have room: as late as possible, as the policy ranks them."""
         made: list[Assignment] = []
+        if self._heard and self.num_queued:
+            self._learn()
         for pool in self.pools:
             if pool.suspects or pool.lanes:
                 self._dispatch_suspects(pool, now, made)
-            while pool.queue.num and (found := pool.best(now)) is not None:
+            queue = pool.queue
+            while queue.num and (found := pool.best(now)) is not None:
                 worker, room = found
-                idle, most, waiting = (len(pool.idle), pool.idle_weight), worker.max_batch_size, pool.queue.rows
-                wanted = policy.share(waiting, worker.weight, *idle, room, most, pool.awaited(now))
-                cuts = policy.are_worth_cutting(waiting, pool.speed.row_s)
-                made.append(self._give(worker, pool.queue.take(wanted, room, cuts=cuts), now))
+                num, waiting = queue.num, queue.rows
+                wanted, cuts = 1, False
+                if waiting > 1:  # else there is nothing to share, nor to cut
+                    idle, most = (len(pool.idle), pool.idle_weight), worker.max_batch_size
+                    wanted = policy.share(waiting, worker.weight, *idle, room, most, pool.awaited(now))
+                    cuts = policy.are_worth_cutting(waiting, pool.speed.row_s)
+                entries = queue.take(wanted, room, cuts=cuts)
+                made.append(self._give(worker, entries, num - queue.num, now))
         return made
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _give(self, worker: Worker, entries: list[Entry], now: float) -> Assignment:
-        if not worker.outstanding:
+    def _give(self, worker: Worker, entries: list[Entry], total: int, now: float) -> Assignment:
+        """total: requests."""
+        pool, outstanding = worker.pool, worker.outstanding
+        if not outstanding:
             worker.began_at = now
-        expected = worker.pool.results.expected
-        outstanding = worker.outstanding
+        expected = pool.results.expected
         if expected:  # a chunk for each result, where its client can read it there
             entries = [each for entry in entries for each in (entry.apart() if entry.session.maps else [entry])]
-        admitted = [(entry.admitted_at, entry.num) for entry in entries]
-        self._figures.given.append((admitted, now))
-        total = sum([num for _, num in admitted])
-        self.num_queued -= total
-        next_ticket = self._tickets.take(total)
+        admitted: list[tuple[float, int]] = []  # when they were, and how many
+        rows, next_ticket = worker.rows, self._tickets.take(total)
         for entry in entries:
             num, ticket = entry.num, next_ticket
             next_ticket += num
+            rows += entry.rows
+            admitted.append((entry.admitted_at, num))
             if entry.flags & STREAM:
                 worker.streams += 1
             entry.place = DISPATCHED
             entry.worker = worker
             entry.ticket = ticket
             entry.attempts += 1
-            worker.rows += entry.rows
             if num > 1:
                 outstanding.update(dict.fromkeys(range(ticket, ticket + num), entry))
                 continue
@@ -386,8 +399,11 @@ class Router:
                 self.leases.read(entry.lease, worker.process)
             if expected and entry.session.maps and not entry.is_stream:
                 entry.result = self.leases.result(entry.session.id, expected, worker.process)
-        worker.pool.touch(worker)
-        return Assignment(worker, entries)
+        worker.rows = rows
+        self.num_queued -= total
+        self._figures.given.append((admitted, now))
+        pool.touched[worker] = None
+        return tuple.__new__(Assignment, (worker, entries))
 
     def _dispatch_suspects(self, pool: Pool, now: float, made: list[Assignment]) -> None:
         """Each suspect runs alone, on a worker that is kept for it and emptied first."""
@@ -404,7 +420,7 @@ class Router:
             if worker.outstanding:
                 continue
             if pool.suspects and worker.accepting:
-                made.append(self._give(worker, [pool.suspects.popleft()], now))
+                made.append(self._give(worker, [pool.suspects.popleft()], 1, now))
             else:
                 pool.leave_lane(worker)
         if not pool.suspects and not pool.lanes:
@@ -413,7 +429,7 @@ class Router:
     def _requeue(self, entry: Entry, now: float, ended: list[Ended]) -> None:
         deadline_ns = entry.deadline_ns
         if deadline_ns != NO_DEADLINE and deadline_ns <= now * NS:
-            ended.append(self._fail(entry, _too_late(entry, now)))
+            ended += self._fail(entry, _too_late(entry, now))
             return
         self.counts.retried += 1
         self.num_queued += 1
@@ -428,49 +444,71 @@ class Router:
     def _queue(self, entries: list[Entry]) -> None:
         """What was just admitted: of one client, one model and one priority."""
         if entries:
-            num, rows = entries[0].num, entries[0].rows
-            for entry in entries[1:]:
+            num = rows = 0
+            for entry in entries:
                 num += entry.num
                 rows += entry.rows
             self.num_entries += num
             self.num_queued += num
             self.counts.admitted += num
             pool = self.pools[entries[0].model]
-            pool.queue.push(entries, rows)
+            pool.queue.push(entries, num, rows)
             pool.came(rows)
 
-    def _settle(self, worker: Worker, entry: Entry, record: Received) -> Received:
+    def _settle(self, worker: Worker, entry: Entry, record: Packed) -> Packed:
         """End the leases of a dispatch that is answered; the answer as the client is to see it."""
-        leases, process = self.leases, worker.process
+        leases, process, results = self.leases, worker.process, worker.pool.results
+        kind, flags, _, _, _, request_id, ticket, _, _, raw, frames = record
         result, entry.result = entry.result, None
-        if record.flags & Flag.ARENA:
-            if result is None or not leases.wrote(result, process, record.body):
+        if flags & ARENA:
+            body = raw[HEADER_BYTES:]
+            if result is None or not leases.wrote(result, process, body):
                 text = f"{worker.replica} named memory that it had not been given"
-                record = repacked(error_record(record.request_id, errors.RequestError.code, text, ticket=record.ticket))
+                record = repacked(error_record(request_id, errors.RequestError.code, text, ticket=ticket))
+                flags = record[1]
             elif entry.place is not DISPATCHED:  # nobody waits for it
                 leases.give_back(entry.session.id, [result.chunk.lease])
             else:
-                worker.pool.results.observe(chunk.read_place(record.body).size)
-        elif record.kind != Kind.ERROR:
-            frames = record.frames
-            worker.pool.results.observe(chunk.ALIGN * max(0, len(frames) - 1) + payload.nbytes(b"", frames))
+                results.observe(chunk.read_place(body).size)
+        elif kind != ERROR:
+            results.observe(chunk.ALIGN * (len(frames) - 1) + payload.nbytes(b"", frames) if frames else 0)
         if result is not None:
             leases.leave(result, process)
-        flags = record.flags & ~Flag.KEPT
+        told = flags & ~KEPT
         if entry.lease is not None:
-            leases.has_read(entry.lease, process, kept=bool(record.flags & Flag.KEPT))
-            flags |= 0 if leases.end(entry.lease) else Flag.KEPT
-        return record if flags == record.flags else repacked(changed(record, flags=flags))
+            leases.has_read(entry.lease, process, kept=bool(flags & KEPT))
+            if not leases.end(entry.lease):
+                told |= KEPT
+        return record if told == flags else repacked(changed(Received(*record), flags=told))
 
-    def _fail(self, entry: Entry, error: errors.RequestError) -> Ended:
+    def _learn(self) -> None:
+        """What workers' messages tell of their speed: before anything is decided by it, or when nobody waits."""
+        for worker, rows, num, answered, times, busy_s, queue_was_empty, now in self._heard:
+            pool = worker.pool
+            speed = pool.speed
+            if times:
+                waited_s, took_s = read_times(times)
+                speed.ran(rows, took_s * worker.weight)
+                self._figures.runs.append((rows, num, waited_s, took_s, now))
+            if answered:
+                self._figures.answered.append((answered, now))
+            # Nothing is no batch's time either: then this is the rest of a batch's answers.
+            batch_s = busy_s * worker.weight if busy_s > 0 else None
+            speed.observe(rows, batch_s, queue_was_empty=queue_was_empty, now=now)
+            pool.answered(rows, now)
+            self._answered_by[worker.replica] += num
+        self._heard.clear()
+
+    def _fail(self, entry: Entry, error: errors.RequestError) -> list[Ended]:
         self.counts.lost += isinstance(error, errors.WorkerLost)
         self.counts.poisoned += isinstance(error, errors.Poisoned)
-        self.counts.expired += isinstance(error, errors.DeadlineExceeded)
-        session, record = entry.session, error_record(entry.request_id, error.code, str(error))
+        self.counts.expired += entry.num if isinstance(error, errors.DeadlineExceeded) else 0
+        session = entry.session
+        records = [error_record(each, error.code, str(error)) for each in entry.open_ids()]
         if entry.lease is not None and not self.leases.end(entry.lease):
-            record = record._replace(flags=Flag.KEPT)
+            records = [record._replace(flags=Flag.KEPT) for record in records]
         self._end(entry)
-        return Ended(session, record)
+        return [tuple.__new__(Ended, (session, record)) for record in records]
 
     def _answered_some(self, entry: Entry, place: int, num: int) -> int:
         """So many of a bundle, from that place on, have their answers: the bytes that they had."""
@@ -502,6 +540,8 @@ class Router:
         entry.num -= 1
         entry.num_bytes -= num_bytes
         del entry.session.entries[request_id]
+        if entry.deadline_ns:
+            self._deadlines.ended(1)
         if entry.place is QUEUED:
             entry.rows -= 1
             entry.cancelled = (entry.cancelled or set()) | {place}
@@ -531,13 +571,11 @@ class Router:
             del entry.session.entries[each]
         if entry.lease is not None:
             self.leases.end(entry.lease)
-        has_deadline = entry.deadline_ns != NO_DEADLINE
-        if has_deadline:
-            self._deadlines.ended(entry)
+        if entry.deadline_ns:
+            self._deadlines.ended(entry.num)
         if was is not DISPATCHED:
             self._unqueue(entry, was)
-        if has_deadline or was is not DISPATCHED:
-            # The queue and the deadlines skip ended entries when they come to them: these must hold no payload.
+            # The queue skips ended entries when it comes to them: these must hold no payload.
             entry.raw, entry.frames = b"", ()
 
     def _unqueue(self, entry: Entry, was: Place) -> None:
@@ -551,7 +589,11 @@ class Router:
     # --- facts ---------------------------------------------------------------------------------------------------
 
     def observe(self) -> None:
-        """Enter into the figures what has happened, now that nobody waits for the loop."""
+        """Learn from what has happened, and enter it into the figures, now that nobody waits for the loop."""
+        if self._heard:
+            self._learn()
+            for pool in self.pools:
+                pool.settle()
         self._figures.observe()
 
     @property
@@ -559,6 +601,12 @@ class Router:
         """Of all that has happened."""
         self.observe()
         return self._figures
+
+    @property
+    def answered_by(self) -> dict[str, int]:
+        """By replica, over the lives of its workers."""
+        self.observe()
+        return self._answered_by
 
     @property
     def queued_by_priority(self) -> dict[str, int]:

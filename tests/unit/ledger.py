@@ -1,9 +1,14 @@
-"""What must hold of a router after every event."""
+"""What must hold of a router after every event. It looks where nobody else does, and changes nothing."""
+
+# ruff: noqa: SLF001
 
 from __future__ import annotations
 
+import pytest
+
 from orch import bundles, wire
 from orch.wire import Priority
+from orch_balancer.deadlines import Deadlines
 from orch_balancer.entry import DISPATCHED, DONE, QUEUED, SUSPECT, Entry
 from orch_balancer.pool import Pool
 from orch_balancer.router import Router
@@ -36,6 +41,7 @@ def check(router: Router) -> None:
     tickets = [ticket for worker in workers for ticket in worker.outstanding]
     assert len(set(tickets)) == len(tickets)
     assert router.num_outstanding == len(tickets)
+    check_deadlines(router._deadlines, [entry for entry in listed if entry.deadline_ns])
     for pool in router.pools:
         check_pool(router, pool)
 
@@ -63,6 +69,17 @@ def check_entry(entry: Entry, request_ids: list[int]) -> None:
         assert sorted(tickets) == [entry.ticket + place for place in places]
 
 
+def check_deadlines(deadlines: Deadlines, lines: list[Entry]) -> None:
+    """Each open request that has one is watched, until it is due; what has ended is not counted."""
+    assert deadlines._num_open == sum(entry.num for entry in lines)
+    watched = {(session, each, at) for at, _, session, ids in deadlines._heap for each in ids}
+    next_ns = deadlines.next_ns()
+    for entry in lines:
+        if not {(entry.session, each, entry.deadline_ns) for each in entry.open_ids()} <= watched:
+            assert entry.place is DISPATCHED, "a deadline that nobody will look at"
+            assert next_ns is None or entry.deadline_ns <= next_ns
+
+
 def check_pool(router: Router, pool: Pool) -> None:
     """What waits in it, and what its workers have."""
     queue = pool.queue
@@ -70,9 +87,15 @@ def check_pool(router: Router, pool: Pool) -> None:
     assert queue.rows == sum(entry.rows for entry in queue)
     for priority in Priority:
         assert queue.num_of(priority) == sum(entry.num for entry in queue if entry.priority == priority)
-    assert pool.idle == {
-        w.replica: w.weight for w in pool.workers.values() if w.accepting and not w.in_lane and not w.rows
-    }
+    assert pool.touched.keys() <= set(pool.workers.values())
+    settled = set(pool.workers.values()) - pool.touched.keys()
+    idle = {w.replica: w.weight for w in settled if w.accepting and not w.in_lane and not w.rows}
+    touched = {worker.replica for worker in pool.touched}
+    assert {name: weight for name, weight in pool._idle.items() if name not in touched} == idle
+    assert pool._idle.keys() <= pool.workers.keys()
+    assert pool.idle_weight == pytest.approx(sum(pool._idle.values()))
+    ranked = {worker.replica for _, _, version, worker in pool._heap if version == worker.version}
+    assert idle.keys() <= ranked, "a worker that nothing would be given to"
     for worker in pool.workers.values():
         rows = streams = 0
         for ticket, entry in worker.outstanding.items():

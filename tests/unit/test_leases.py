@@ -85,28 +85,27 @@ def test_a_descriptor_must_be_of_a_chunk_that_its_client_may_use() -> None:
     leases = Leases(64 * MIN_BYTES, epoch=1)
     (where, other) = leases.grant(A, MIN_BYTES, 2)
     for session, named in (
-        (B, body(where)),
-        (A, body(where, where.size + 1)),
-        (A, body(where._replace(offset=other.offset))),
-        (A, body(where._replace(lease=other.lease + 1))),
-        (A, b""),
+        (B, where),
+        (A, where._replace(size=where.size + 1)),
+        (A, where._replace(offset=other.offset)),
+        (A, where._replace(lease=other.lease + 1)),
     ):
         with pytest.raises(RemoteProtocolError):
             leases.name(session, named)
-    lease = leases.name(A, body(where))
+    lease = leases.name(A, where._replace(size=100))
     with pytest.raises(RemoteProtocolError):
-        leases.name(A, body(where))
+        leases.name(A, where._replace(size=100))
     assert leases.end(lease)
     leases.give_back(A, [where.lease])
     with pytest.raises(RemoteProtocolError):
-        leases.name(A, body(where))
+        leases.name(A, where._replace(size=100))
 
 
 def test_a_worker_that_was_given_up_keeps_its_chunks_until_it_is_dead() -> None:
     """The request ran again elsewhere and is answered, its client is gone: still nobody else gets that memory."""
     leases = Leases(64 * MIN_BYTES, epoch=1)
     (where,) = leases.grant(A, MIN_BYTES, 1)
-    lease = leases.name(A, body(where))
+    lease = leases.name(A, where._replace(size=100))
     leases.read(lease, R0)
     result = leases.result(A, MIN_BYTES, R0)
     leases.read(lease, R1)
@@ -115,7 +114,7 @@ def test_a_worker_that_was_given_up_keeps_its_chunks_until_it_is_dead() -> None:
     leases.forget(A)
     assert result is not None
     assert leases.num_leased == 2 * MIN_BYTES
-    assert leases.processes == [R0]
+    assert leases.processes == {R0}
     leases.leave_all(R0)
     assert leases.num_leased == 0
     leases.check_invariants()
@@ -125,12 +124,12 @@ def test_a_chunk_that_a_model_has_kept_is_nobody_elses_before_its_client_returns
     """The answer may be lost on its way, and the client sends the request again, from there."""
     leases = Leases(64 * MIN_BYTES, epoch=1)
     (where,) = leases.grant(A, MIN_BYTES, 1)
-    lease = leases.name(A, body(where))
+    lease = leases.name(A, where._replace(size=100))
     leases.read(lease, R0)
     leases.has_read(lease, R0, kept=True)
     assert not leases.end(lease)
     with pytest.raises(RemoteProtocolError):
-        leases.name(A, body(where))
+        leases.name(A, where._replace(size=100))
     leases.let_go(R0, [where.lease])
     assert leases.num_leased == MIN_BYTES
     leases.check_invariants()

@@ -249,6 +249,7 @@ def test_a_stream_and_the_rest_of_a_split_answer_say_nothing_of_a_batchs_time() 
     house.dispatch()
     house.now += 100.0
     house.answers("w0", kind=Kind.END)
+    house.router.observe()
     speed = house.router.pools[0].speed
     assert speed.batch_s is None
     house.asks(2, 3)
@@ -257,6 +258,7 @@ def test_a_stream_and_the_rest_of_a_split_answer_say_nothing_of_a_batchs_time() 
     records = [repacked(Record(Kind.RESULT, ticket=ticket)) for ticket in house.tickets("w0")]
     for record in records:
         house.router.answers(house.workers["w0"], [record], house.now)
+    house.router.observe()
     assert speed.batch_s == pytest.approx(0.501)
 
 
@@ -886,3 +888,22 @@ def test_figures_hold_all_that_has_happened_whenever_they_are_looked_at() -> Non
     assert sum(house.router.figures.total.counts) == 2
     house.router.observe()
     assert sum(house.router.figures.total.counts) == 2
+
+
+def test_what_an_answer_tells_is_known_when_something_is_decided() -> None:
+    """Though it is learned when nobody waits: here the next request comes before that, and then a worker's death."""
+    house = House("r0", max_batch_size=1)
+    house.asks(1, 2, 3)
+    house.dispatch()
+    house.answers("r0", 1)
+    speed = house.router.pools[0].speed
+    assert speed.batch_s is None
+    house.asks(4)
+    assert speed.batch_s == pytest.approx(0.001)
+    assert house.dispatch() == [("r0", [2]), ("r0", [3])], "one ahead, as batches are short"
+    house.answers("r0", 2)
+    assert house.dies("r0") == {}
+    assert house.router.answered_by == {"r0": 2}
+    house.opens("r0", max_batch_size=1)
+    assert house.router.pools[0].idle == {"r0": 1.0}
+    assert house.dispatch() == [("r0", [3])], "the suspect runs alone"

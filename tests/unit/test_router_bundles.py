@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from orch import bundles, wire
 from orch.wire import Flag, Kind, Packed, Priority, Record
-from orch_balancer.admission import Limits
+from orch_balancer.admission import NS, Limits
 from orch_balancer.entry import Entry, Session
 from orch_balancer.pool import Worker
-from orch_balancer.router import Router
+from orch_balancer.router import MAX_EXPIRED, Router
 from orch_balancer.verdict import Cause
 from tests.unit.ledger import check
 
@@ -48,15 +52,26 @@ class House:
         self.worker = worker
         return worker
 
-    def asks(self, *request_ids: int, flags: int = 0, priority: int = Priority.NORMAL) -> list[int]:
-        """In one bundle: those that were refused. Each body is as long as its number says."""
+    def asks(
+        self, *request_ids: int, flags: int = 0, priority: int = Priority.NORMAL, at: float = 0.0, apart: bool = False
+    ) -> list[int]:
+        """In one bundle: those that were refused. Each body is as long as its number says. at: their deadline."""
         bodies = tuple(b"%d" % each * each for each in request_ids)
-        record = Record(
-            Kind.REQUEST, flags | Flag.BUNDLE, priority, request_id=request_ids[0], rows=len(bodies), frames=bodies
-        )
-        refused = self.router.admit(self.client, received(record), NOW)
+        fields = (Kind.REQUEST, flags | Flag.BUNDLE, priority, 0, 0, request_ids[0], 0, int(at * NS))
+        record = Record(*fields, rows=len(bodies), frames=bodies)
+        records = bundles.singles(record) if apart else [record]
+        refused = self.router.admit(self.client, received(*records), NOW)
         check(self.router)
         return [each.request_id for each in refused]
+
+    def expires(self, at: float) -> list[int]:
+        """What ends as its deadline has passed; its client hears nothing else."""
+        ended = self.router.expire(at)
+        check(self.router)
+        codes = {wire.read_map(record.body, wire.ERROR_FIELDS)["code"] for _, record in ended}
+        assert codes <= {"deadline"}
+        assert all(session is self.client for session, _ in ended)
+        return [record.request_id for _, record in ended]
 
     def dispatch(self) -> list[list[int]]:
         """The requests of each line that a worker is given."""
@@ -84,10 +99,10 @@ class House:
         check(self.router)
         return entry
 
-    def dies(self, *running: int) -> dict[int, str]:
+    def dies(self, *running: int, at: float = NOW) -> dict[int, str]:
         """Error codes by request; running: those that the model had."""
         tickets = [self.ticket(each) for each in running]
-        ended = self.router.lost(self.worker, CRASH, tickets, NOW)
+        ended = self.router.lost(self.worker, CRASH, tickets, at)
         check(self.router)
         return {record.request_id: wire.read_map(record.body, wire.ERROR_FIELDS)["code"] for _, record in ended}
 
@@ -341,3 +356,146 @@ def test_a_client_that_leaves_names_only_tickets_that_are_not_answered() -> None
     house.answers(1, 2)
     (running,) = house.router.leave(house.client)
     assert [ticket & 0xFFFFFFFF for ticket in running.tickets] == [3, 4, 5, 6]
+
+
+# --- deadlines -----------------------------------------------------------------------------------------------------
+
+LATE, LATER = NOW + 1, NOW + 2
+
+
+def test_a_bundle_that_waits_too_long_ends_with_an_error_for_each() -> None:
+    """Not before, not twice, and it never runs."""
+    house = House()
+    house.asks(1, 2, 3, at=LATE)
+    assert house.expires(LATE - 0.001) == []
+    assert house.expires(LATE) == [1, 2, 3]
+    assert house.expires(LATER) == []
+    assert house.router.counts.expired == 3
+    assert house.dispatch() == []
+    assert is_empty(house.router)
+
+
+@pytest.mark.parametrize("gone", [(1,), (2, 3), (1, 2, 4)])
+def test_what_was_cancelled_of_a_bundle_does_not_expire(gone: tuple[int, ...]) -> None:
+    """The others do."""
+    house = House()
+    house.asks(1, 2, 3, 4, at=LATE)
+    for each in gone:
+        house.cancels(each)
+    assert house.expires(LATE) == [each for each in (1, 2, 3, 4) if each not in gone]
+    assert house.expires(LATER) == []
+    assert is_empty(house.router)
+
+
+def test_of_a_bundle_that_runs_in_part_the_rest_expires() -> None:
+    """What runs is left to its client, and answered."""
+    house = House(max_batch_size=2)
+    house.asks(1, 2, 3, 4, 5, at=LATE)
+    assert house.dispatch() == [[1, 2]]
+    house.answers(1)
+    house.cancels(4)
+    assert house.expires(LATE) == [3, 5]
+    assert house.answers(2) == told(2)
+    assert house.expires(LATER) == []
+    assert is_empty(house.router)
+
+
+def test_a_bundle_that_a_large_one_was_halved_for_expires_whole() -> None:
+    """Lines that were never asked for by themselves have its deadline too."""
+    house = House(max_batch_size=1)
+    house.asks(*range(1, 41), at=LATE)
+    assert house.dispatch() == [[1]]
+    assert house.answers(1) == told(1)
+    assert house.dispatch() == [[2]]
+    assert house.expires(LATE) == list(range(3, 41))
+    assert house.answers(2) == told(2)
+    assert is_empty(house.router)
+
+
+def test_what_a_dead_worker_leaves_of_a_bundle_still_has_its_deadline() -> None:
+    """Those that wait to run alone as well as those that go ahead of the line."""
+    house = House(max_batch_size=4)
+    house.asks(*range(1, 7), at=LATE)
+    house.dispatch()
+    house.answers(4)
+    assert house.dies(2) == {}
+    assert sorted(house.expires(LATE)) == [1, 2, 3, 5, 6]
+    assert house.router.counts.expired == 5
+    house.opens()
+    assert house.dispatch() == []
+    assert is_empty(house.router)
+
+
+def test_what_a_dead_worker_leaves_of_a_bundle_too_late_ends_at_once() -> None:
+    """It was due while it ran, and nobody will look at its deadline again."""
+    house = House()
+    house.asks(1, 2, 3, at=LATE)
+    house.dispatch()
+    house.answers(2)
+    assert house.expires(LATE) == []
+    assert house.dies(at=LATER) == {1: "deadline", 3: "deadline"}
+    assert is_empty(house.router)
+
+
+@pytest.mark.parametrize(("at", "ends"), [(0.0, []), (LATER, []), (LATE, [1, 2])])
+def test_a_number_that_is_used_again_has_its_own_deadline(at: float, ends: list[int]) -> None:
+    """A client that has lost the answers sends the same again; another may count as it likes."""
+    house = House()
+    house.asks(1, 2, at=LATE)
+    house.cancels(2)
+    house.dispatch()
+    house.answers(1)
+    house.asks(1, 2, at=at)
+    assert house.expires(LATE) == ends
+    assert house.expires(LATER) == ([1, 2] if at == LATER else [])
+
+
+def test_a_crowd_of_bundles_is_ended_a_part_at_a_time() -> None:
+    """The loop is kept no longer than by as many requests that came alone."""
+    house = House(queue=10_000, per_client=10_000, num_bytes=1 << 30)
+    for first in range(0, 4 * MAX_EXPIRED, 64):
+        house.asks(*range(first, first + 64), at=LATE)
+    for _ in range(4):
+        assert len(house.expires(LATER)) == MAX_EXPIRED
+    assert house.expires(LATER) == []
+    assert is_empty(house.router)
+
+
+@given(
+    num=st.integers(1, 12),
+    own=st.integers(0, 12),
+    others=st.integers(0, 30),
+    remaining=st.floats(0.05, 6.0),
+    queue=st.integers(10, 60),
+    priority=st.sampled_from(Priority),
+)
+def test_each_of_a_bundle_is_refused_early_as_if_it_had_come_alone(
+    num: int, own: int, others: int, remaining: float, queue: int, priority: int
+) -> None:
+    """Behind its own, others' and those in the bundle before it."""
+    refused = []
+    for apart in (False, True):
+        house = House(max_batch_size=1, queue=queue)
+        house.asks(1000)
+        house.dispatch()
+        client = house.client
+        for name, waiting in ((b"d", others), (b"e", others // 3), (b"c", own)):
+            house.client = house.router.hello(name * 16, b"route")
+            if waiting:
+                house.asks(*range(100, 100 + waiting))
+        assert house.client is client
+        speed = house.router.pools[0].speed
+        speed.rows_per_s, speed.batch_s = 10.0, 0.05
+        refused.append(house.asks(*range(1, 1 + num), at=NOW + remaining, priority=priority, apart=apart))
+    assert refused[0] == refused[1]
+
+
+def test_a_bundle_whose_last_may_be_too_late_is_taken_in_part() -> None:
+    """Those of it that are in time are not worse off for having come with it."""
+    house = House(max_batch_size=1)
+    house.asks(100)
+    house.dispatch()
+    speed = house.router.pools[0].speed
+    speed.rows_per_s, speed.batch_s = 10.0, 0.05
+    assert house.asks(1, 2, 3, 4, 5, at=NOW + 0.3) == [4, 5]
+    assert house.asks(6, 7, at=NOW) == [6, 7]

@@ -206,17 +206,20 @@ class Histories(RuleBasedStateMachine):
         which=pick,
         many=st.lists(lots, min_size=1, max_size=3),
         flags=st.sampled_from([0, 0, Flag.NO_RETRY]),
+        within=st.sampled_from([None, None, -1.0, 0.02, 0.5, 5.0]),
         model=st.sampled_from([0, 0, 0, 0, 1, 2]),
         size=st.sampled_from([0, 10, 10, 10, 200]),
     )
     def asks_for_many(
-        self, which: int, many: list[tuple[int, int, bool, int]], flags: int, model: int, size: int
+        self, which: int, many: list[tuple[int, int, bool, int]], flags: int, within: float | None, **more: int
     ) -> None:
         session = self.sessions[sorted(self.sessions)[which % len(self.sessions)]]
+        deadline_ns = 0 if within is None else int((self.now + within) * NS)
         requests: list[Record] = []
         for first, num, is_bundle, priority in many:
-            bodies = tuple(b"%d of %d" % (each, len(self.cases)) + bytes(size * each % 256) for each in range(num))
-            plain = Record(Kind.REQUEST, flags, priority, 0, model, first)
+            sizes = [more["size"] * each % 256 for each in range(num)]
+            bodies = tuple(b"%d of %d" % (each, len(self.cases)) + bytes(size) for each, size in enumerate(sizes))
+            plain = Record(Kind.REQUEST, flags, priority, 0, more["model"], first, 0, deadline_ns)
             bundle = plain._replace(flags=flags | Flag.BUNDLE, rows=num, frames=bodies)
             requests += [bundle] if is_bundle else bundles.singles(bundle)
         self.admits(session, requests)
@@ -229,8 +232,9 @@ class Histories(RuleBasedStateMachine):
             if self.find(session, request_id) is not None:
                 continue
             is_refused = bool(refusals) and refusals[0].request_id == request_id
-            if not request.deadline_ns and not flags & Flag.RESEND:
-                assert is_refused == self.has_no_room(session, request, num_bytes)
+            if not flags & Flag.RESEND:
+                must_be = self.has_no_room(session, request, num_bytes) or 0 < request.deadline_ns <= self.now * NS
+                assert is_refused == must_be or (is_refused and request.deadline_ns), "refused early at most"
             if is_refused:
                 refusal = refusals.pop(0)
                 assert wire.read_map(refusal.body, wire.ERROR_FIELDS)["code"] in REFUSALS
@@ -243,7 +247,7 @@ class Histories(RuleBasedStateMachine):
         self.holds()
 
     def has_no_room(self, session: Session, request: Record, num_bytes: int) -> bool:
-        """What the limits say of a request without a deadline."""
+        """What the limits say."""
         live, held = self.live(), sum(case.num_bytes for case in self.live())
         return (
             request.model >= len(MODELS)
@@ -538,7 +542,8 @@ def walk(seed: int, num_steps: int, *, in_bundles: bool = False) -> Histories:
                 for _ in range(rng.randint(1, 3))
             ]
             model, size = int(rng.random() < 0.1), rng.choice([0, 1, 10, 50])
-            histories.asks_for_many(which, many, rng.choice([0, 0, 0, Flag.NO_RETRY]), model, size)
+            within = rng.choice([None, None, 0.02, 5.0])
+            histories.asks_for_many(which, many, rng.choice([0, 0, 0, Flag.NO_RETRY]), within, model=model, size=size)
         elif dice < 0.58:
             histories.dispatches()
         elif dice < 0.75 and any(case.worker for case in histories.cases):
@@ -547,7 +552,7 @@ def walk(seed: int, num_steps: int, *, in_bundles: bool = False) -> Histories:
         elif dice < 0.85 and histories.workers:
             likely = rng.random()
             histories.dies(which, rng.choice(CAUSES), [rng.random() < likely for _ in range(MAX_ROWS)])
-        elif dice < 0.93 and len(histories.workers) < 6:
+        elif dice < 0.92 and len(histories.workers) < 6:
             histories.opens(rng.choice("mmmn"), rng.choice([8, 16] if in_bundles else [1, 2, 4, 8]))
         elif dice < 0.94:
             histories.time_passes(rng.choice([0.001, 0.03, 1.0]))

@@ -112,6 +112,19 @@ def test_batches_are_learned_as_if_all_workers_were_of_weight_one() -> None:
     house.dispatch()
     house.now = house.workers[0].began_at + 0.04
     house.answer(0)
+    house.router.observe()
+    assert house.router.pools[0].speed.batch_s == pytest.approx(0.02)
+
+
+def test_what_a_worker_did_counts_by_the_weight_that_it_had_then() -> None:
+    """It is weighed anew before anybody has learned of its answer."""
+    house = House(0.5)
+    house.ask(16)
+    house.dispatch()
+    house.now = house.workers[0].began_at + 0.04
+    house.answer(0)
+    house.router.weigh(house.workers[0], 1.0)
+    house.router.observe()
     assert house.router.pools[0].speed.batch_s == pytest.approx(0.02)
 
 
