@@ -66,10 +66,11 @@ class Arena:
         self.memory = memoryview(self._map)
 
     def write(self, where: Chunk, frames: Sequence[memoryview]) -> bytes:
-        """Copy frames into a chunk that they fit into; the descriptor for the record's body."""
-        lengths = [frame.nbytes for frame in frames]
-        for frame, (begin, end) in zip(frames, chunk.places(lengths), strict=True):
-            self.memory[where.offset + begin : where.offset + end] = frame
+        """Copy frames, of bytes, into a chunk that they fit into; the descriptor for the record's body."""
+        memory, offset = self.memory, where.offset
+        lengths = tuple(map(len, frames))
+        for frame, (begin, end) in zip(frames, chunk.layout(lengths).places, strict=True):
+            memory[offset + begin : offset + end] = frame
         return chunk.write_descriptor(where, lengths)
 
     def keep(self, where: Chunk) -> None:

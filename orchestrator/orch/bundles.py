@@ -1,9 +1,9 @@
 """Several requests of one client, or results, in one record of the wire.
 
 What most clients send most of the time differs only in its body: requests, numbered one after another, that have no
-deadline and no frames. They travel in one record, whose header names the first of them and says how many there are;
-packed, its body begins with the lengths of theirs (u32 each). So does what a batch makes of them. The balancer handles
-a bundle as one as long as nothing tells its requests apart.
+frames, and one deadline or none. They travel in one record, whose header names the first of them and says how many
+there are; packed, its body begins with the lengths of theirs (u32 each). So does what a batch makes of them. The
+balancer handles a bundle as one as long as nothing tells its requests apart.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from orch.wire import MAX_FRAMES, MAX_INLINE_BYTES
 
 PREFIX = struct.Struct("<II")
 FRAME_LENGTH = struct.Struct("<Q")
+PREFIX_BYTES, LENGTH_BYTES = PREFIX.size, FRAME_LENGTH.size
 # Bytes taken in by one read: a turn of one peer. From 128 KiB on the allocator would map and unmap memory for each,
 # which costs five times as much as the read itself.
 READ_BYTES = 120 * 1024
@@ -119,21 +120,20 @@ class Channel:
         found: list[Incoming] = []
         start, end = 0, len(data)
         while start < end:
-            needed = PREFIX.size
-            begin = start + needed
+            stop = begin = start + PREFIX_BYTES
             if begin <= end:
                 length, num_frames = PREFIX.unpack_from(data, start)
                 if not length or length > MAX_HEAD_BYTES or num_frames > MAX_FRAMES:
                     raise self._broken(f"a message of {length} bytes and {num_frames} frames")
-                begin += num_frames * FRAME_LENGTH.size
-                needed = begin - start + length
-            if start + needed > end:
-                self._partial, self._needed = bytearray(memoryview(data)[start:]), needed
+                if num_frames:
+                    begin += num_frames * LENGTH_BYTES
+                stop = begin + length
+            if stop > end:
+                self._partial, self._needed = bytearray(memoryview(data)[start:]), stop - start
                 break
-            stop = start + needed
             if num_frames:
                 self._head = data[begin:stop]
-                lengths = FRAME_LENGTH.iter_unpack(data[begin - num_frames * FRAME_LENGTH.size : begin])
+                lengths = FRAME_LENGTH.iter_unpack(data[start + PREFIX_BYTES : begin])
                 self._frames = [self._memory(each) for (each,) in lengths]
                 stop = self._pour(data, stop)
                 if self._empty:

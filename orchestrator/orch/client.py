@@ -95,12 +95,17 @@ class Client:
         retry: whether it may be run again if its worker dies. Raises what orch.errors lists under RequestError, and
         TypeError for a payload that cannot travel.
         """
-        options = (timeout, model, priority, retry)
-        box = _Box()
+        box, driver = _Box(), self._driver
+        call = self._make(payload, box.settle, (timeout, model, priority, retry))
         # With nothing else outstanding this thread drives the socket itself.
-        if self._open_driver().run(lambda: self._make(payload, box.settle, options)):
-            return box.open()
-        return self._submit(payload, options).result()
+        if driver.run(call):
+            if box.error is not None:
+                raise box.error
+            return box.value
+        future = CallFuture(self, driver)
+        future.call, call.settle = call, future.settle
+        driver.submit(call)
+        return future.result()
 
     def submit(
         self,
@@ -179,15 +184,14 @@ class Client:
         payload: Any,
         settle: Callable[[Any, BaseException | None], None],
         options: Options,
-        *,
-        copy: bool = False,
         on_part: Callable[[Any], None] | None = None,
     ) -> Call:
         """A call that may be submitted; everything that can be wrong with it is said here."""
-        limits = self._driver.limits
+        driver = self._driver
+        if driver.closed:
+            raise Closed("this client is closed; make a new one")
+        limits = driver.limits
         body, frames = payloads.encode(payload)
-        if copy and frames:
-            frames = tuple(memoryview(bytes(frame)) for frame in frames)
         timeout, model, priority, retry = options
         call = Call(
             next(self._ids),
@@ -206,12 +210,6 @@ class Client:
                 "(`orch up --max-payload` raises it)"
             )
         return call
-
-    def _open_driver(self) -> Driver:
-        """The driver, after a check that this client may still be used."""
-        if self._driver.closed:
-            raise Closed("this client is closed; make a new one")
-        return self._driver
 
     def _map(self, inputs: Iterable[Any], concurrency: int, progress: bool, options: Options) -> Iterator[Any]:
         window: deque[tuple[Any, Future[Any]]] = deque()
@@ -247,23 +245,24 @@ class Client:
         return window.popleft()[1].result()
 
     def _start_stream(self, sink: Sink, payload: Any, options: Options) -> Reading:
-        driver = self._open_driver()
-        call = self._make(payload, sink.settle, options, on_part=sink.put)
+        driver = self._driver
+        call = self._make(payload, sink.settle, options, sink.put)
         reading = Reading(self, driver, call)
         driver.submit(call)
         return reading
 
     def _start(self, payload: Any, settle: Callable[[Any, BaseException | None], None], options: Options) -> Call:
-        driver = self._open_driver()
         call = self._make(payload, settle, options)
-        driver.submit(call)
+        self._driver.submit(call)
         return call
 
     def _submit(self, payload: Any, options: Options, *, copy: bool = False) -> CallFuture:
-        driver = self._driver if not self._driver.closed else self._open_driver()
+        driver = self._driver
         future = CallFuture(self, driver)
-        future.call = self._make(payload, future.settle, options, copy=copy)
-        driver.submit(future.call)
+        future.call = call = self._make(payload, future.settle, options)
+        if copy:
+            call.frames = tuple(memoryview(bytes(frame)) for frame in call.frames)
+        driver.submit(call)
         return future
 
     def _after_fork(self) -> None:
@@ -317,11 +316,6 @@ class _Box:
 
     def settle(self, value: Any, error: BaseException | None) -> None:
         self.value, self.error = value, error
-
-    def open(self) -> Any:
-        if self.error is not None:
-            raise self.error
-        return self.value
 
 
 def _priority(name: str) -> int:

@@ -25,6 +25,10 @@ class Connection(Protocol):
     endpoint: str
     is_local: bool  # the balancer shares our clock and our memory
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether something given to `send` may not be on its way yet: it is time to `flush`."""
+
     def reopen(self) -> None:
         """A new connection for the same session: what the old one still holds, either way, is void."""
 

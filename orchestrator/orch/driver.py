@@ -85,27 +85,29 @@ class Driver:
 
     # --- for any thread ------------------------------------------------------------------------------------------
 
-    def run(self, make: Callable[[], Call]) -> bool:
-        """Make a call and drive the socket until it is answered, if nothing else is outstanding. False: not done."""
+    def run(self, call: Call) -> bool:
+        """Drive the socket until this call is answered, if nothing else is outstanding. False: not done."""
+        calls = self._calls
         if not self._drive.acquire(blocking=False):
             return False
         try:
-            if self._calls.pending:
+            if calls.sent or calls.unsent or calls.control:
                 return False
-            call = make()
-            self._calls.submit(call)
+            calls.submit(call)
             try:
-                self._pump(lambda: call.done)
-                call.finish(None, Closed(CLOSED))  # unless it is finished: somebody has closed the client
+                self._pump(call)
+                if not call.done:  # somebody has closed the client
+                    call.finish(None, Closed(CLOSED))
             except (OSError, zmq.ZMQError) as err:
                 self._broke(err)
             except BaseException:  # Ctrl-C, most likely
-                self._calls.cancel(call)
+                calls.cancel(call)
                 raise
         finally:
             self._drive.release()
-            self._shut_if_closed()
-            if self._calls.pending or (self._calls.loans.are_any and not self._tidies):
+            if self.closed:
+                self._shut_if_closed()
+            if calls.sent or calls.unsent or calls.control or (calls.loans.are_any and not self._tidies):
                 self._nudge()
         return True
 
@@ -206,7 +208,7 @@ class Driver:
                 continue
             with self._drive:
                 try:
-                    self._pump(lambda: not self._calls.pending)
+                    self._pump()
                 except BaseException as err:  # noqa: BLE001  whatever it is, nobody is to wait for ever
                     self._broke(err)
             self._shut_if_closed()
@@ -248,17 +250,19 @@ class Driver:
             with contextlib.suppress(OSError, zmq.ZMQError):
                 self._part(connection)
 
-    def _pump(self, finished: Callable[[], bool]) -> None:
-        """Send, receive and resolve until `finished`. The drive lock is held."""
+    def _pump(self, call: Call | None = None) -> None:
+        """Send, receive and resolve until this call is done, or without one all are. The drive lock is held."""
+        calls = self._calls
         self._driver = threading.get_ident()
         try:
-            self._look_after_idling()
-            while not finished() and not self.closed:
+            if time.monotonic() - self._idle_since > UNWATCHED_S:
+                self._look_after_idling()
+            while (not call.done if call else calls.pending) and not self.closed:
                 if self._connection is not None:
                     self._turn(self._connection)
                 else:
                     self._connect_again()
-            if self._calls.control and self._connection is not None and not self.closed:
+            if calls.control and self._connection is not None and not self.closed:
                 self._send(self._connection)  # a last CANCEL
         finally:
             self._driver = None
@@ -266,8 +270,8 @@ class Driver:
 
     def _look_after_idling(self) -> None:
         """Nobody watched the connection meanwhile: learn of its loss before something is sent into it."""
-        if self._connection is not None and not self.closed and time.monotonic() - self._idle_since > UNWATCHED_S:
-            connection = self._connection
+        connection = self._connection
+        if connection is not None and not self.closed:
             alive = connection.wait(0.0)
             if self._take_all(connection) and not alive:
                 self._lost(connection)
@@ -278,24 +282,32 @@ class Driver:
         self._waiting = True
         try:
             # Looked at once more after `_waiting` is set: whoever queued before saw it unset and did not wake us.
-            ready = self.closed or self._arrived or calls.results or (self._welcomed and calls.sendable)
+            can_send = self._welcomed and not connection.is_stuck
+            ready = self.closed or self._arrived or calls.results or (can_send and calls.sendable)
             alive = connection.wait(0.0 if ready else self._sleep_s())
         finally:
             self._waiting = False
         connected = self._take_all(connection, behind_answers=not alive)
         if connected and not alive:
             self._lost(connection)
-        now = time.monotonic()
-        calls.expire(now)
-        if connected and self._patience is not None and now > self._patience:
+        if calls.timed or calls.deadlines or self._patience is not None:
+            self._expire(connection)
+
+    def _expire(self, connection: Connection) -> None:
+        """End what has waited for too long."""
+        now, patience = time.monotonic(), self._patience
+        self._calls.expire(now)
+        if patience is not None and now > patience:
             self._part(connection)  # the next call looks for the instance anew
             self._fail(NotRunning(f"the instance did not come back within {RECONNECT_S:g} s"))
 
     def _send(self, connection: Connection) -> None:
         calls = self._calls
-        if not self._welcomed or not connection.flush() or not calls.sendable:
+        if not self._welcomed or (connection.is_stuck and not connection.flush()):
             return
         records = calls.to_send(time.monotonic(), local=connection.is_local)
+        if not records:
+            return
         connection.send(records)
         for record in records:
             if record.kind == REQUEST:  # no CANCEL comes behind one
@@ -324,25 +336,26 @@ class Driver:
                     break
                 while arrived:  # an interrupt in between loses none
                     record = arrived[0]
-                    if record[0] == RESULT and record[1] & BUNDLE:
-                        calls.take(record)  # before it is let go: results that are there twice are ignored
-                        arrived.popleft()
-                        self._take_results(connection)
+                    if record[0] == RESULT:  # its kind; most are
+                        if record[1] & BUNDLE:
+                            calls.take(record)  # before it is let go: results that are there twice are ignored
+                            arrived.popleft()
+                            self._take_results(connection)
+                        else:
+                            arrived.popleft()
+                            calls.take(record)
                         continue
                     arrived.popleft()
-                    if record[0] == RESULT:  # its kind; most are
-                        calls.take(record)
-                    elif record.kind == Kind.HELLO:  # it does not know us: another epoch, or it had given us up
+                    if record.kind == Kind.HELLO:  # it does not know us: another epoch, or it had given us up
                         self._lost(connection)
                         return True
-                    elif record.kind == Kind.GOODBYE:  # perhaps it is there again already
+                    if record.kind == Kind.GOODBYE:  # perhaps it is there again already
                         self._farewell = "was stopped"
                         self._part(connection)
                         return False
-                    else:
-                        self._take(record)
+                    self._take(record)
                 # To find that nothing more is there costs as much as a message.
-                if not (behind_answers or calls.num_sent):
+                if not (behind_answers or calls.sent):
                     break
         except Refused as err:
             self._farewell = f"refused this client: {err}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from _thread import RLock  # threading.RLock is a function that looks for it, and takes three times as long
 from collections.abc import Callable
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from orch.client import Client
     from orch.driver import Driver
 
+log = logging.getLogger("concurrent.futures")
 PENDING, FINISHED = "PENDING", "FINISHED"
 DONE = frozenset({"CANCELLED", "CANCELLED_AND_NOTIFIED", FINISHED})
 
@@ -23,7 +25,7 @@ class CallFuture(Future[Any]):
     """A future whose cancel() reaches the balancer, and which does not wait in a process forked from its own.
 
     A Condition is the most expensive part of a future, and most futures are looked at by a callback, or when they are
-    done: it is made when somebody waits. Everything that changes the state holds the lock that it is then made of.
+    done: it is made when somebody waits. What changes the state holds the lock that it is then made of.
     """
 
     def __init__(self, client: Client, driver: Driver) -> None:
@@ -72,11 +74,30 @@ class CallFuture(Future[Any]):
 
     def add_done_callback(self, fn: Callable[[Future[Any]], Any]) -> None:
         """Call `fn` with this future when it is done; at once if it is."""
-        with self._lock:
+        if self._state not in DONE:
+            self._done_callbacks.append(fn)
             if self._state not in DONE:
-                self._done_callbacks.append(fn)
                 return
-        super().add_done_callback(fn)
+            try:  # it was answered meanwhile: a callback is its who takes it out, and no lock is needed
+                self._done_callbacks.remove(fn)
+            except ValueError:
+                return
+        self._call_back(fn)
+
+    def _invoke_callbacks(self) -> None:
+        callbacks = self._done_callbacks
+        while callbacks:
+            try:
+                fn = callbacks.pop(0)
+            except IndexError:  # another thread has taken the last
+                return
+            self._call_back(fn)
+
+    def _call_back(self, fn: Callable[[Future[Any]], Any]) -> None:
+        try:
+            fn(self)
+        except Exception:
+            log.exception("exception calling callback for %r", self)  # as Future's own
 
     def cancel(self) -> bool:
         """Give up waiting; a request that is still queued will not run."""
@@ -100,4 +121,4 @@ class CallFuture(Future[Any]):
                     waiter.add_result(self) if error is None else waiter.add_exception(self)
                 self._made.notify_all()
         if self._done_callbacks:
-            self._invoke_callbacks()  # type: ignore[attr-defined]
+            self._invoke_callbacks()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,16 +42,17 @@ class Loans:
         """Where the arena of this epoch is handed out, as WELCOME says it; "": nowhere."""
         self._path, self._epoch, self._attach = path, epoch, attach
         self._arena: Arena | None = None  # mapped when there is something to put into it
-        self._free: dict[int, deque[tuple[float, Chunk]]] = {}  # by size; the longest unused first
-        self._missed: dict[int, int] = {}  # requests that found no chunk, by size
+        # By size; the longest unused first.
+        self._free: defaultdict[int, deque[tuple[float, Chunk]]] = defaultdict(deque)
+        self.num_held = 0
+        self.missed: dict[int, int] = {}  # requests that found no chunk, by size
         self._asked = 0  # chunks, while the balancer's answer is outstanding
         self._retry_at = 0.0
         self._now = 0.0  # when something was sent last
         self._look_at = 0.0  # when to look for chunks that are not needed
         self._told = False  # the balancer knows that results may be put there
-        self._returned: list[int] = []
+        self.returned: list[int] = []
         self._rooms = Rooms()
-        self.num_held = 0
 
     # --- requests
 
@@ -63,9 +64,9 @@ class Loans:
         if not self._path:
             return None
         views = bytes_of(frames)
-        if self._rooms and len(views) == 1 and (there := self._rooms.send(views[0])) is not None:
-            return chunk.write_descriptor(there, [views[0].nbytes]), there
-        taken = self._pick(chunk.span([view.nbytes for view in views]))
+        if self._rooms.lent and len(views) == 1 and (there := self._rooms.send(views[0])) is not None:
+            return chunk.write_descriptor(there, (len(views[0]),)), there
+        taken = self._pick(chunk.span(tuple(map(len, views))))
         if taken is None or self._arena is None:
             return None
         return self._arena.write(taken, views), taken
@@ -85,22 +86,23 @@ class Loans:
 
     def _pick(self, num_bytes: int) -> Chunk | None:
         """A free chunk for so many bytes; one that is not there is asked for."""
-        self._sweep()
+        if self._rooms.unseen:
+            self._sweep()
         size = max(FRAME_BYTES, 1 << (num_bytes - 1).bit_length())
         free = self._free.get(size) or self._free.get(size * ROOMY)
         if not free:
-            self._missed[size] = self._missed.get(size, 0) + 1
+            self.missed[size] = self.missed.get(size, 0) + 1
             return None
         return free.pop()[1]
 
     def back(self, taken: Chunk) -> None:
         """The request in this chunk is answered: it may be written again."""
-        if not self._rooms or not self._rooms.ended(taken, is_given_up=False):
+        if not self._rooms.lent or not self._rooms.ended(taken, is_given_up=False):
             self._is_free(taken)
 
     def drop(self, taken: Chunk) -> None:
         """Nobody waits for the request in this chunk any more, and somebody may still read it."""
-        if not self._rooms or not self._rooms.ended(taken, is_given_up=True):
+        if not self._rooms.lent or not self._rooms.ended(taken, is_given_up=True):
             self._give_up(taken)
 
     def leave(self) -> None:
@@ -114,11 +116,11 @@ class Loans:
         self._path = ""
 
     def _is_free(self, taken: Chunk) -> None:
-        self._free.setdefault(taken.size, deque()).append((self._now, taken))
+        self._free[taken.size].append((self._now, taken))
 
     def _give_up(self, taken: Chunk) -> None:
         self.num_held -= 1
-        self._returned.append(taken.lease)
+        self.returned.append(taken.lease)
 
     def _sweep(self) -> None:
         """Take back the rooms that nobody refers to any more."""
@@ -145,7 +147,7 @@ class Loans:
         """
         if not record.flags & Flag.ARENA:
             if not self._told and record.frames and self._path:
-                self._missed.setdefault(0, 0)
+                self.missed.setdefault(0, 0)
             return record.body, list(record.frames)
         self.refuse(record)
         if self._arena is None:
@@ -156,37 +158,40 @@ class Loans:
     def refuse(self, record: Record) -> None:
         """An answer that nobody waits for, or that is read at once: its chunk, if any, goes back."""
         if record.flags & Flag.ARENA:
-            self._returned.append(chunk.read_place(record.body).lease)
+            self.returned.append(chunk.read_place(record.body).lease)
 
     # --- what the balancer is told
 
     @property
     def is_urgent(self) -> bool:
         """Whether a message should be sent for this alone."""
-        return len(self._returned) >= MANY
+        return len(self.returned) >= MANY
 
     @property
     def are_any(self) -> bool:
         """Whether there is something to give back, once it was not needed for a while."""
-        return bool(self.num_held or self._returned or self._asked)
+        return bool(self.num_held or self.returned or self._asked)
 
     def news(self, now: float) -> list[Record]:
-        """What goes along with the next message: chunks asked for, and chunks given back."""
+        """What goes along with the next message: chunks asked for, and chunks given back.
+
+        There is none unless chunks are held, `missed` or `returned`.
+        """
         self._now = now
         self._sweep()
         if now >= self._look_at:
             self._look_at = now + IDLE_S
             self._give_back(now - IDLE_S)
-        records = self._ask() if self._missed and not self._asked and now >= self._retry_at else []
-        if self._returned:
-            records.append(Record(Kind.RETURN, body=chunk.write_numbers(self._returned)))
-            self._returned = []
+        records = self._ask() if self.missed and not self._asked and now >= self._retry_at else []
+        if self.returned:
+            records.append(Record(Kind.RETURN, body=chunk.write_numbers(self.returned)))
+            self.returned = []
         return records
 
     def rest(self) -> None:
         """Nothing was sent for a while: whatever is left of the last calls goes back, and nothing is wanted."""
         self._sweep()
-        self._missed.clear()
+        self.missed.clear()
         self._asked = 0  # a balancer that grants answers sooner
         self._give_back(math.inf)
 
@@ -203,13 +208,13 @@ class Loans:
             except OSError as err:  # another view of the file system, no descriptors left, a new balancer...
                 log.info("no shared memory (%s): large arrays are sent instead", err)
                 self._path = ""
-                self._missed.clear()
+                self.missed.clear()
                 return []
         self._told = True
-        size = max(self._missed, key=self._missed.__getitem__)
+        size = max(self.missed, key=self.missed.__getitem__)
         # A GRANT has no more. What finds no chunk even then is asked for at once: nobody has said that there are none.
-        self._asked = min(self._missed.pop(size), chunk.MAX_GRANT)
-        self._missed.pop(0, None)
+        self._asked = min(self.missed.pop(size), chunk.MAX_GRANT)
+        self.missed.pop(0, None)
         return (
             [Record(Kind.LEASE, rows=self._asked, body=chunk.write_numbers([size]))] if size else [Record(Kind.LEASE)]
         )

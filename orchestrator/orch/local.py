@@ -24,6 +24,7 @@ class LocalConnection:
     def __init__(self, endpoint: str, wake_fd: int, hello: Record) -> None:
         self.endpoint = endpoint
         self.is_local = True
+        self.is_stuck = False
         self._hello = hello
         self._wake_fd = wake_fd
         self._channel: Channel | None = None
@@ -53,6 +54,7 @@ class LocalConnection:
             self._channel = None
         self._arrived.clear()
         self._error = None
+        self.is_stuck = False
 
     def reopen(self) -> None:
         """A new connection for the same session."""
@@ -61,19 +63,27 @@ class LocalConnection:
 
     def send(self, records: Sequence[Record]) -> None:
         """Pack and send."""
-        if self._channel is None or not records:
+        channel = self._channel
+        if channel is None or not records:
             return
+        self.is_stuck = True  # also after an interrupt: `flush` finds out
         for message in wire.messages(records):
-            if not self._channel.send(message):
-                self._epoll.modify(self._channel.fileno(), select.EPOLLIN | select.EPOLLOUT)
+            channel.send(message)
+        if channel.unsent_bytes:
+            self._epoll.modify(channel.fileno(), select.EPOLLIN | select.EPOLLOUT)
+        else:
+            self.is_stuck = False
 
     def flush(self) -> bool:
         """Whether everything given to `send` is on its way."""
-        if self._channel is None:
+        channel = self._channel
+        if channel is None:
             return False
-        if self._channel.unsent_bytes and self._channel.flush():
-            self._epoll.modify(self._channel.fileno(), select.EPOLLIN)
-        return not self._channel.unsent_bytes
+        if self.is_stuck:
+            is_out = channel.flush()
+            self._epoll.modify(channel.fileno(), select.EPOLLIN if is_out else select.EPOLLIN | select.EPOLLOUT)
+            self.is_stuck = not is_out
+        return not self.is_stuck
 
     def wait(self, timeout_s: float | None) -> bool:
         """Sleep until a message, a wake-up or the time; False: the connection was lost."""

@@ -58,12 +58,13 @@ class LoopDriver(Driver):
         if self.closed or self._is_connecting:
             return
         try:
-            if self._connection is None:
+            connection = self._connection
+            if connection is None:
                 if self._calls.pending:
                     self._connect_elsewhere()
                 return
-            self._turn(self._connection)
-            if self._arrived or (self._welcomed and self._calls.sendable):
+            self._turn(connection)
+            if self._arrived or (self._welcomed and not connection.is_stuck and self._calls.sendable):
                 self._nudge()
         except BaseException as err:
             self._broke(err)

@@ -69,6 +69,11 @@ class RemoteConnection:
             self._stuck += wire.messages(records)
         self.flush()
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the pipe has not taken everything yet."""
+        return bool(self._stuck)
+
     def flush(self) -> bool:
         """Whether everything given to `send` is on its way."""
         while self._stuck:

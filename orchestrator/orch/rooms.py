@@ -48,22 +48,23 @@ class Room(weakref.ref[Memory]):
 
 
 class Rooms:
-    """Owns the rooms of one `Loans`. waiting_bytes: of chunks that no request was in yet."""
+    """Owns the rooms of one `Loans`.
+
+    lent: by lease, those of which there may be a view. unseen: those without one that `left` has not told yet.
+    waiting_bytes: of chunks that no request was in yet.
+    """
 
     def __init__(self) -> None:
-        self._rooms: dict[int, Room] = {}  # by lease; those of which there may be a view
-        # Without a view. The last one may go in any thread, and in the middle of anything: a deque takes that.
-        self._left: deque[Room] = deque()
+        self.lent: dict[int, Room] = {}
+        # The last view may go in any thread, and in the middle of anything: a deque takes that.
+        self.unseen: deque[Room] = deque()
         self.waiting_bytes = 0
-
-    def __bool__(self) -> bool:
-        return bool(self._rooms)
 
     def lend(self, arena: Arena, taken: Chunk, num_bytes: int) -> memoryview:
         """The first so many bytes of a chunk."""
         memory = Memory((num_bytes,), np.uint8, arena.memory, taken.offset)
         memory.lease = taken.lease
-        room = self._rooms[taken.lease] = Room(memory, self._left.append)
+        room = self.lent[taken.lease] = Room(memory, self.unseen.append)
         room.chunk, room.is_sent, room.was_sent, room.is_given_up = taken, False, False, False
         self.waiting_bytes += taken.size
         return memory.data
@@ -71,7 +72,7 @@ class Rooms:
     def send(self, frame: memoryview) -> Chunk | None:
         """The chunk that this frame, contiguous bytes, is the whole content of; a request is in it from now on."""
         memory = memory_of(frame)
-        room = None if memory is None else self._rooms.get(memory.lease)
+        room = None if memory is None else self.lent.get(memory.lease)
         if room is None or memory is None or room() is not memory or frame.nbytes != memory.nbytes:
             return None
         if room.is_sent or room.is_given_up:
@@ -82,29 +83,29 @@ class Rooms:
 
     def ended(self, taken: Chunk, *, is_given_up: bool) -> bool:
         """The request in a chunk has ended. Whether the chunk stays a room; else it is the caller's to pass on."""
-        room = self._rooms.get(taken.lease)
+        room = self.lent.get(taken.lease)
         if room is None or room() is None:
-            self._rooms.pop(taken.lease, None)
+            self.lent.pop(taken.lease, None)
             return False
         room.is_sent, room.is_given_up = False, is_given_up
         return True
 
     def left(self) -> Iterator[tuple[Chunk, bool]]:
         """Chunks that nobody refers to any more, and whether somebody else may still read them; each is told once."""
-        while self._left:
-            room = self._left.popleft()
+        while self.unseen:
+            room = self.unseen.popleft()
             self._no_longer_waits(room)
             if not room.is_sent:  # else the end of its request frees the chunk
-                del self._rooms[room.chunk.lease]
+                del self.lent[room.chunk.lease]
                 yield room.chunk, room.is_given_up
 
     def keep(self, arena: Arena) -> None:
         """Make all of them memory of this process. Raises OSError."""
-        for room in self._rooms.values():
+        for room in self.lent.values():
             if room() is not None:
                 arena.keep(room.chunk)
-        self._rooms.clear()
-        self._left.clear()
+        self.lent.clear()
+        self.unseen.clear()
         self.waiting_bytes = 0
 
     def _no_longer_waits(self, room: Room) -> None:

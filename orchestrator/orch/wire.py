@@ -32,6 +32,8 @@ HEADER = struct.Struct("<BBHBBHQQqIHH")
 HEADER_BYTES = HEADER.size
 # Where a header holds what the balancer changes in a request that it gives to a worker.
 ATTEMPT_AT, TICKET_AT, TICKET = 5, 16, struct.Struct("<Q")
+# Where what a request from another host says of its deadline.
+DEADLINE_AT, DEADLINE = 24, struct.Struct("<q")
 # And what tells how many requests are in a packed record.
 FLAGS_AT, ROWS_AT, U16 = 2, 36, struct.Struct("<H")
 
@@ -95,9 +97,9 @@ class Priority(enum.IntEnum):
 LOWEST = int(max(Priority))
 
 # What every record is asked for, looked up once.
-BUNDLE, REQUEST = Flag.BUNDLE, int(Kind.REQUEST)
+BUNDLE = Flag.BUNDLE
 # Kinds that may be bundled, and the flags that they may have then: what one worker's death means is the same for all.
-BUNDLED, PLAIN = frozenset(map(int, (Kind.REQUEST, Kind.RESULT))), Flag.NO_RETRY
+BUNDLED, BUNDLED_FLAGS = frozenset(map(int, (Kind.REQUEST, Kind.RESULT))), BUNDLE | Flag.NO_RETRY | Flag.BUDGET
 MAX_U64 = 1 << 64
 # What the body of a bundle of so many begins with: the lengths of theirs.
 BUNDLE_LENGTHS = [struct.Struct(f"<{num}I") for num in range(MAX_RECORDS + 1)]
@@ -182,6 +184,14 @@ def addressed(raw: bytes, attempt: int, ticket: int) -> bytearray:
     return copy
 
 
+def timed(raw: bytes, flags: int, deadline_ns: int) -> bytes:
+    """The same packed request with these flags and this deadline."""
+    copy = bytearray(raw)
+    U16.pack_into(copy, FLAGS_AT, flags)
+    DEADLINE.pack_into(copy, DEADLINE_AT, deadline_ns)
+    return bytes(copy)
+
+
 def pack_head(records: Iterable[Record]) -> bytes:
     """The head frame of a message of records that are no bundles. The caller keeps to the limits; `messages` does."""
     pieces: list[bytes] = []
@@ -210,45 +220,39 @@ def messages(records: Sequence[Record]) -> list[list[Any]]:
     Raises:
         LocalProtocolError: a single record owns more than MAX_FRAMES frames.
     """
-    raws: list[bytes] = []
-    owned: list[tuple[Any, ...]] = []
-    pack_header = HEADER.pack
+    pieces: list[Piece] = []
     for kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, rows, body, frames in records:
         if flags & BUNDLE:
             body, frames = _bundled(frames), ()  # noqa: PLW2901
-        header = pack_header(
+        header = HEADER.pack(
             VERSION, kind, flags, priority, attempt, model,
             request_id, ticket, deadline_ns, len(body), rows, len(frames),
         )  # fmt: skip
-        raws.append(header + body)
-        owned.append(frames)
-    return _cut(raws, owned)
+        pieces.append((header + body, frames))
+    return pack(pieces)
 
 
 def pack(pieces: Sequence[Piece]) -> list[list[Any]]:
     """The messages of packed records; cut as by `messages`."""
     if len(pieces) == 1:
         ((raw, frames),) = pieces
-        return [[raw, *frames]]
+        if len(frames) <= MAX_FRAMES:
+            return [[raw, *frames]]
     return _cut(*zip(*pieces, strict=True)) if pieces else []
 
 
 def _cut(raws: Sequence[bytes | bytearray], owned: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
     """Packed records, and the frames of each, as messages within the limits."""
-    if not raws:
-        return []
-    if len(raws) == 1 and len(owned[0]) <= MAX_FRAMES:
-        return [[raws[0], *owned[0]]]
     num_frames = sum(map(len, owned)) if any(owned) else 0
-    nums = [num_in(raw) for raw in raws]
-    if sum(nums) <= MAX_RECORDS and num_frames <= MAX_FRAMES:
+    num_records = len(raws) + sum([num_in(raw) - 1 for raw in raws if raw[FLAGS_AT] & BUNDLE])
+    if num_records <= MAX_RECORDS and num_frames <= MAX_FRAMES:
         head = b"".join(raws)
         if len(head) <= MAX_INLINE_BYTES:  # as most have: nothing is looked at one by one
             return [[head, *itertools.chain.from_iterable(owned)] if num_frames else [head]]
     cut: list[list[Any]] = []
     first = num = inline = frames = 0
-    for i, (raw, its_num, owns) in enumerate(zip(raws, nums, map(len, owned), strict=True)):
-        size = len(raw)
+    for i, (raw, owns) in enumerate(zip(raws, map(len, owned), strict=True)):
+        its_num, size = num_in(raw), len(raw)
         if owns > MAX_FRAMES:
             raise LocalProtocolError(f"a record owns {owns} frames; at most {MAX_FRAMES} travel in one message")
         if i > first and (
@@ -291,17 +295,16 @@ def receive(head: bytes, frames: Sequence[Any] = (), skipped: int = 0) -> list[P
         RemoteProtocolError: for anything else than `messages` makes, and nothing else is ever raised.
     """
     records: list[Packed] = []
-    add = records.append
-    size, end, start, taken, num_more = HEADER_BYTES, len(head), 0, 0, 0
-    unpack = HEADER.unpack_from
+    end = len(head)
+    start = taken = num_more = 0
     owned: tuple[Any, ...]
     while start < end:
-        body_start = start + size
+        body_start = start + HEADER_BYTES
         if body_start > end:
-            raise RemoteProtocolError(f"a header of {end - start} bytes; it has {size}")
+            raise RemoteProtocolError(f"a header of {end - start} bytes; it has {HEADER_BYTES}")
         (
             version, kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, length, rows, owns,
-        ) = unpack(head, start)  # fmt: skip
+        ) = HEADER.unpack_from(head, start)  # fmt: skip
         stop = body_start + length
         if version != VERSION or kind not in KINDS or stop > end or priority > LOWEST or not rows:
             raise RemoteProtocolError(_what_is_wrong(version, kind, priority, rows, length, end - body_start))
@@ -311,8 +314,8 @@ def receive(head: bytes, frames: Sequence[Any] = (), skipped: int = 0) -> list[P
         else:
             owned = ()
         if flags & BUNDLE:
-            is_open = kind in BUNDLED and not (owns or flags & ~PLAIN & ~BUNDLE or (kind == REQUEST and deadline_ns))
-            if not is_open or rows > MAX_RECORDS or BUNDLE_LENGTHS[rows].size > length:
+            is_none = kind not in BUNDLED or owns or flags & ~BUNDLED_FLAGS
+            if is_none or rows > MAX_RECORDS or BUNDLE_LENGTHS[rows].size > length:
                 raise RemoteProtocolError(f"a bundle of {rows}, kind {kind}, flags {flags}, {owns} frames")
             lengths = BUNDLE_LENGTHS[rows]
             if lengths.size + sum(lengths.unpack_from(head, body_start)) != length:
@@ -321,7 +324,7 @@ def receive(head: bytes, frames: Sequence[Any] = (), skipped: int = 0) -> list[P
                 raise RemoteProtocolError(f"a bundle of {rows} from request {request_id}, ticket {ticket}")
             num_more += rows - 1
         kept = head[start + skipped : stop]
-        add((kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, rows, kept, owned))
+        records.append((kind, flags, priority, attempt, model, request_id, ticket, deadline_ns, rows, kept, owned))
         start = stop
     if not records or len(records) + num_more > MAX_RECORDS:
         raise RemoteProtocolError(f"{len(records) + num_more} records in a message; 1 to {MAX_RECORDS} are allowed")

@@ -241,7 +241,7 @@ class Histories(RuleBasedStateMachine):
     @rule(which=pick)
     def client_sends(self, which: int) -> None:
         client = self.clients[which % len(self.clients)]
-        records = list(client.calls.to_send(self.now, local=True))
+        records = client.calls.to_send(self.now, local=True) or client.calls.loans.news(self.now)
         if records:
             client.up.append(records)
         for record in records:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from typing import Any
+import sys
+import threading
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orch import bundles, payload, wire
-from orch.calls import MAX_RESENDS, NS, SLACK, WINDOW_BYTES, Call, Calls
+from orch import bundles, chunk, payload, wire
+from orch.arena import Arena
+from orch.calls import MAX_RESENDS, NS, SHARED_DEADLINE_S, SLACK, WINDOW_BYTES, Call, Calls
+from orch.chunk import Chunk
 from orch.errors import Closed, DeadlineExceeded, Overloaded, RemoteProtocolError, WorkerLost
+from orch.loans import Loans
 from orch.wire import Flag, Kind, Priority, Record
 
 
@@ -153,6 +158,32 @@ def test_an_error_of_the_balancer_is_raised_as_its_type() -> None:
     assert error.retry_after_s == 0.5
 
 
+class FullArena:
+    """What a client has no memory left to copy out of."""
+
+    memory = memoryview(bytearray(1))
+
+    def __init__(self, path: str, epoch: int) -> None:
+        pass
+
+    def read(self, _body: bytes) -> Any:
+        raise MemoryError
+
+
+def test_an_answer_that_there_is_no_memory_for_ends_its_own_call_only() -> None:
+    """Nobody else could end it: it is expected no more."""
+    desk = Desk()
+    desk.calls.loans = Loans("arena", 1, cast("type[Arena]", FullArena))
+    desk.submits(1, value=bytes(wire.FRAME_BYTES))
+    desk.submits(2)
+    assert [record.kind for record in desk.sends()] == [Kind.REQUEST, Kind.REQUEST, Kind.LEASE]
+    body = chunk.write_descriptor(Chunk(7, 0, 64), [64])
+    desk.calls.take(Record(Kind.RESULT, Flag.ARENA, request_id=1, body=body))
+    assert isinstance(desk.outcome(1), MemoryError)
+    desk.hears(2)
+    assert desk.outcome(2) == "answer"
+
+
 @pytest.mark.parametrize("kind", [Kind.RESULT, Kind.ERROR])
 def test_an_answer_that_cannot_be_read_ends_its_own_call_only(kind: int) -> None:
     """The others still get theirs."""
@@ -203,7 +234,7 @@ def test_calls_in_a_row_leave_in_one_record() -> None:
         ({"model": 1}, True),
         ({"flags": Flag.NO_RETRY}, True),
         ({"flags": Flag.STREAM}, False),
-        ({"deadline": 9.0}, False),
+        ({"deadline": 9.0}, True),
         ({"value": bytes(wire.FRAME_BYTES)}, False),
     ],
     ids=["priority", "model", "flags", "stream", "deadline", "frames"],
@@ -239,6 +270,76 @@ def test_what_is_sent_again_says_so_in_a_record_of_its_own() -> None:
     records = desk.sends()
     assert [[each.request_id for each in opened(record)] for record in records] == [[1], [2], [3], [4, 5]]
     assert [bool(record.flags & Flag.RESEND) for record in records] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("local", [True, False])
+@pytest.mark.parametrize(
+    ("deadlines", "together"),
+    [
+        ((5.0, 5.0 + SHARED_DEADLINE_S / 2, 5.0), [[1, 2, 3]]),
+        ((5.0, 5.0 - SHARED_DEADLINE_S / 2, 5.0 + SHARED_DEADLINE_S / 2), [[1, 2, 3]]),
+        ((5.0, 5.008, 5.016, 5.024), [[1, 2], [3, 4]]),
+        ((5.0, 4.992, 4.984, 4.976), [[1, 2], [3, 4]]),
+        ((None, 5.0, 5.0, None, None), [[1], [2, 3], [4, 5]]),
+        ((1e9, 1e9, 5.0, 1e9), [[1, 2], [3], [4]]),
+    ],
+)
+def test_calls_share_a_deadline_that_is_close_to_the_firsts(
+    deadlines: tuple[float | None, ...], together: list[list[int]], local: bool
+) -> None:
+    """The latest of theirs, so that none is dropped before its time; and what has none gets none."""
+    desk = Desk()
+    for number, deadline in enumerate(deadlines, 1):
+        desk.submits(number, deadline=deadline)
+    ((head,),) = wire.messages(desk.sends(1.0, local=local))
+    records = wire.decode(head)
+    assert [[each.request_id for each in opened(record)] for record in records] == together
+    for record in records:
+        its = [deadlines[each.request_id - 1] for each in opened(record)]
+        latest = max([each for each in its if each is not None], default=None)
+        begin = 0.0 if local else 1.0
+        assert record.deadline_ns == (0 if latest is None else int((latest - begin) * NS))
+        assert bool(record.flags & Flag.BUDGET) == (latest is not None and not local)
+
+
+def test_over_tcp_deadlines_that_have_passed_leave_something_of_their_time() -> None:
+    """Nothing would mean that there is no deadline."""
+    desk = Desk()
+    desk.submits(1, 2, deadline=5.0)
+    (bundle,) = desk.sends(6.0, local=False)
+    assert (bundle.rows, bundle.deadline_ns, bundle.flags) == (2, 1, Flag.BUNDLE | Flag.BUDGET)
+
+
+def test_each_call_of_a_bundle_ends_at_its_own_deadline() -> None:
+    """The balancer, which has heard of the latest only, is told of the others."""
+    desk = Desk()
+    for number, deadline in enumerate((5.0, 5.004, 4.996, 5.002), 1):
+        desk.submits(number, deadline=deadline)
+    assert desk.sent_together() == [[1, 2, 3, 4]]
+    desk.calls.expire(4.998)
+    desk.hears(4)
+    desk.calls.expire(5.003)
+    assert [desk.outcomes[2], desk.outcome(4)] == [[], "answer"]
+    assert [type(desk.outcome(number)) for number in (1, 3)] == [DeadlineExceeded] * 2
+    assert [(record.kind, record.request_id) for record in desk.sends()] == [(Kind.CANCEL, 3), (Kind.CANCEL, 1)]
+    desk.hears_bundle(1, "late", "in time", "late")
+    desk.calls.take_results(9)
+    assert desk.outcome(2) == "in time"
+    assert not desk.calls.pending
+
+
+def test_what_is_sent_again_has_a_deadline_of_its_own() -> None:
+    """It travels by itself, and need not share one."""
+    desk = Desk()
+    desk.submits(1, deadline=5.0)
+    desk.submits(2, deadline=5.004)
+    assert desk.sent_together() == [[1, 2]]
+    desk.calls.new_balancer()
+    desk.submits(3, deadline=5.004)
+    desk.submits(4, deadline=5.004)
+    records = desk.sends()
+    assert [[each.request_id for each in opened(record)] for record in records] == [[1], [2], [3, 4]]
+    assert [record.deadline_ns for record in records] == [5_000_000_000, 5_004_000_000, 5_004_000_000]
 
 
 def test_a_bundle_has_at_most_256_calls() -> None:
@@ -291,7 +392,7 @@ def test_all_calls_leave_once_in_order_in_messages_that_can_be_read(
             assert record.deadline_ns == (deadline or 0) * NS
             desk.hears(record.request_id)
         left = left[window:]
-    assert not desk.calls.num_sent
+    assert not desk.calls.sent
 
 
 def test_answers_in_a_bundle_settle_each_its_own_call_once() -> None:
@@ -360,7 +461,7 @@ def test_an_exception_out_of_a_callback_leaves_the_other_answers_of_a_bundle_to_
         desk.calls.take_results(100)
     assert desk.outcome(1) == "a"
     assert desk.calls.results
-    assert desk.calls.num_sent == 2
+    assert len(desk.calls.sent) == 2
     desk.calls.take_results(100)
     assert not desk.calls.results
     assert [desk.outcome(3), desk.outcome(4)] == ["c", "d"]
@@ -383,7 +484,7 @@ def test_what_a_callback_submits_can_be_sent_before_the_rest_of_a_bundle_is_take
     desk.calls.take_results(2)
     assert not desk.calls.results
     assert [desk.outcome(3), desk.outcome(4)] == ["c", "d"]
-    assert desk.calls.num_sent == 2
+    assert len(desk.calls.sent) == 2
 
 
 def test_answers_in_a_bundle_that_come_too_late_are_dropped() -> None:
@@ -402,7 +503,7 @@ def test_answers_in_a_bundle_that_come_too_late_are_dropped() -> None:
     assert desk.outcomes[1] == desk.outcomes[2] == []
     assert isinstance(desk.outcome(3), DeadlineExceeded)
     assert desk.outcome(4) == "d"
-    assert not desk.calls.num_sent
+    assert not desk.calls.sent
 
 
 def test_answers_of_a_lost_balancer_that_were_not_taken_are_asked_for_again() -> None:
@@ -497,6 +598,17 @@ def test_a_cancelled_call_that_was_not_sent_is_never_sent() -> None:
     assert desk.outcomes[2] == []
 
 
+def test_a_cancelled_call_that_does_not_fit_holds_nobody_up() -> None:
+    """It is passed over before anybody asks whether there is room for it."""
+    desk = Desk()
+    desk.submits(1, 2, value=bytes(WINDOW_BYTES // 2 + 1))
+    desk.submits(3)
+    assert desk.sent_ids() == [1]
+    assert desk.sends() == []
+    desk.calls.cancel(desk.made[2])
+    assert [record.request_id for record in desk.sends() if record.kind == Kind.REQUEST] == [3]
+
+
 def test_a_cancelled_call_that_was_sent_is_cancelled_at_the_balancer_once() -> None:
     """Its place in the window is free when the balancer has been told."""
     desk = Desk(window=1)
@@ -567,7 +679,7 @@ def test_deadlines_of_answered_calls_do_not_pile_up() -> None:
         desk.sends()
         desk.hears(number)
         desk.calls.expire(1.0)
-    assert len(desk.calls._deadlines) <= SLACK + 2  # noqa: SLF001  memory has no public face
+    assert len(desk.calls.deadlines) <= SLACK + 2
 
 
 def test_an_ended_call_lets_go_of_its_payload() -> None:
@@ -663,6 +775,30 @@ def test_when_no_answer_can_come_every_call_ends_with_an_error_of_its_own() -> N
     assert desk.calls.next_deadline() is None
     desk.submits(3)
     assert desk.sent_ids() == [3]
+
+
+def test_what_is_submitted_while_all_calls_fail_ends_or_is_sent() -> None:
+    """Other threads submit at any moment; nobody waits for ever, and what is sent ends at its deadline."""
+    desk, num = Desk(window=50_000), 10_000
+    numbers = range(1, num + 1)
+
+    def submit() -> None:
+        for number in numbers:
+            desk.submits(number, deadline=5.0)
+
+    thread = threading.Thread(target=submit)
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        thread.start()
+        while thread.is_alive():
+            desk.calls.fail_all(lambda: Closed("closed"))
+    finally:
+        sys.setswitchinterval(interval_s)
+        thread.join()
+    desk.sends()
+    desk.calls.expire(6.0)
+    assert [number for number in numbers if len(desk.outcomes[number]) != 1] == []
 
 
 def test_an_exception_out_of_one_callback_leaves_no_other_call_waiting() -> None:

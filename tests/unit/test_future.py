@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from concurrent.futures import CancelledError, Future, as_completed, wait
 from typing import Any, cast
@@ -104,6 +105,56 @@ def test_callbacks_are_called_once_each_before_and_after() -> None:
     future.add_done_callback(lambda each: called.append(("late", each.result())))
     future.settle("another", None)
     assert called == [("early", "answer"), ("late", "answer")]
+
+
+def test_callbacks_are_called_once_each_also_while_it_is_answered() -> None:
+    """Whichever of the threads comes first, and also one that a callback adds."""
+
+    def add(future: CallFuture, begin: threading.Barrier, called: list[Future[Any]]) -> None:
+        begin.wait(PATIENCE_S)
+        for _ in range(100):
+            future.add_done_callback(called.append)
+
+    def a_round() -> None:
+        future, begin, called = a_future(), threading.Barrier(3), list[Future[Any]]()
+        future.add_done_callback(lambda each: each.add_done_callback(called.append))
+        threads = [threading.Thread(target=add, args=(future, begin, called)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        begin.wait(PATIENCE_S)
+        future.settle("answer", None)
+        for thread in threads:
+            thread.join(PATIENCE_S)
+        assert called == [future] * 201
+
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(50):
+            a_round()
+    finally:
+        sys.setswitchinterval(interval_s)
+
+
+def test_a_callback_that_is_added_to_an_answered_one_is_called_at_once_and_no_other_is() -> None:
+    """Those from before are called in their order by the one who has answered, however long the first takes."""
+    future, begun, goes_on, called = a_future(), threading.Event(), threading.Event(), list[str]()
+
+    def take_long(_: Future[Any]) -> None:
+        begun.set()
+        goes_on.wait(PATIENCE_S)
+        called.append("first")
+
+    future.add_done_callback(take_long)
+    future.add_done_callback(lambda _: called.append("second"))
+    thread = threading.Thread(target=future.settle, args=("answer", None))
+    thread.start()
+    assert begun.wait(PATIENCE_S)
+    future.add_done_callback(lambda _: called.append("late"))
+    assert called == ["late"]
+    goes_on.set()
+    thread.join(PATIENCE_S)
+    assert called == ["late", "first", "second"]
 
 
 def test_a_callback_that_fails_keeps_none_of_the_others_from_it(caplog: pytest.LogCaptureFixture) -> None:

@@ -216,12 +216,14 @@ def test_a_loss_is_told_and_the_next_connection_begins_anew(
     for _ in range(3):
         balancer.says(an_answer(7))
         connection.send([a_request(1, b"x" * 8 * MIB)])
+        assert connection.is_stuck
         assert not connection.flush()
         assert connection.wait(PATIENCE_S)
         balancer.hangs_up()
         while connection.wait(PATIENCE_S):
             connection.receive()
         connection.reopen()
+        assert not connection.is_stuck
         assert connection.receive() == []
         assert connection.flush()
         balancer.accepts()
@@ -308,6 +310,45 @@ def test_a_large_message_leaves_while_it_is_waited_for(
     began = time.monotonic()
     assert connection.wait(0.05)
     assert time.monotonic() - began >= 0.05, "room is not waited for any more"
+
+
+def test_what_is_left_of_a_send_that_was_interrupted_goes_with_the_next_flush(
+    balancer: Balancer, connect: Callable[[], LocalConnection]
+) -> None:
+    """Nobody looks for room that is not needed."""
+    balancer.starts()
+    connection = connect()
+    balancer.accepts()
+    with pytest.raises(TypeError):
+        connection.send([a_request(1), Record(Kind.REQUEST, request_id=2, frames=("no buffer",))])
+    assert connection.is_stuck
+    assert connection.flush()
+    assert not connection.is_stuck
+    connection.send([a_request(3)])
+    assert balancer.hears() == [HELLO, a_request(3)]
+    began = time.monotonic()
+    assert connection.wait(0.05)
+    assert time.monotonic() - began >= 0.05
+
+
+def test_a_connection_that_is_lost_is_not_stuck_any_more(
+    balancer: Balancer, connect: Callable[[], LocalConnection]
+) -> None:
+    """What the old one had not sent is void."""
+    balancer.starts()
+    connection = connect()
+    balancer.accepts()
+    connection.send([Record(Kind.REQUEST, request_id=1, frames=(b"x" * 8 * MIB,))])
+    assert connection.is_stuck
+    balancer.dies()
+    assert not connection.wait(0.0)
+    connection.reopen()
+    assert not connection.is_stuck
+    balancer.starts()
+    connection.reopen()
+    balancer.accepts()
+    connection.send([a_request(2)])
+    assert balancer.hears() == [HELLO, a_request(2)]
 
 
 def test_a_forked_childs_copy_does_not_keep_the_connection(
