@@ -30,14 +30,14 @@ from orch.wire import (
     Tickets,
     changed,
     error_record,
-    read_times,
     repacked,
 )
 from orch_balancer import policy
 from orch_balancer.admission import NS, Held, Limits, refusal, refused
 from orch_balancer.deadlines import Deadlines
 from orch_balancer.entry import DISPATCHED, DONE, QUEUED, SUSPECT, Entry, Place, Session, by_line
-from orch_balancer.figures import Admitted, Figures
+from orch_balancer.figures import Figures
+from orch_balancer.heard import Heard
 from orch_balancer.leases import Leases
 from orch_balancer.pool import Pool, Worker
 from orch_balancer.verdict import Cause, verdict
@@ -46,10 +46,6 @@ from orch_balancer.verdict import Cause, verdict
 ARENA, KEPT, STREAM, ERROR = Flag.ARENA, Flag.KEPT, Flag.STREAM, int(Kind.ERROR)
 # Requests ended in one pass because their deadlines have passed: a crowd of them keeps the loop no longer than that.
 MAX_EXPIRED = 256
-# What a worker's message tells: how many rows and requests it has answered; when those were admitted that somebody
-# waited for, and how many; `wire.pack_times` of a batch, or 0; for how long the worker was busy; whether nothing was
-# queued; when it came.
-Heard = tuple[Worker, int, int, Admitted, int, float, bool, float]
 
 
 class Assignment(NamedTuple):
@@ -93,9 +89,7 @@ class Router:
         self.pools = [Pool(model) for model in models]
         self.sessions: dict[bytes, Session] = {}
         self.counts = Counts()
-        self._figures = Figures()
-        self._answered_by: dict[str, int] = {}
-        self._heard: list[Heard] = []  # of workers' messages, not learned yet
+        self._heard = Heard()
         self.admitting = True
         self.num_bytes = self.num_entries = self.num_queued = 0
         self._deadlines = Deadlines()
@@ -128,8 +122,8 @@ class Router:
         Raises:
             RemoteProtocolError: one names a chunk that is not its client's to use.
         """
-        if self._heard:
-            self._learn()
+        if self._heard.notes:
+            self._heard.learn()
         refusals: list[Record] = []
         taken: list[Entry] = []  # of one model and one priority, not queued yet
         ours, limits = session.entries, self.limits
@@ -222,12 +216,12 @@ class Router:
             return None
         worker = Worker(replica, generation, route, pool, max_batch_size, idle_since=now, weight=weight)
         pool.add(worker)
-        self._answered_by.setdefault(replica, 0)
+        self._heard.answered_by.setdefault(replica, 0)
         return worker
 
     def weigh(self, worker: Worker, weight: float) -> None:
         """How fast it is beside the others was measured anew."""
-        self._learn()
+        self._heard.learn()
         worker.weight = weight
         worker.pool.touched[worker] = None
 
@@ -303,7 +297,7 @@ class Router:
             worker.streams -= num_streams
             # A stream's life is no batch's time.
             busy_s = 0.0 if num_streams else now - worker.began_at
-            self._heard.append((worker, rows, num_final, answered, times, busy_s, not pool.queue.num, now))
+            self._heard.notes.append((worker, rows, num_final, answered, times, busy_s, not pool.queue.num, now))
             worker.began_at = worker.idle_since = now
             pool.touched[worker] = None
         return found
@@ -350,8 +344,8 @@ class Router:
     def dispatch(self, now: float) -> list[Assignment]:
         """Bind waiting requests to workers that have room: as late as possible, as the policy ranks them."""
         made: list[Assignment] = []
-        if self._heard and self.num_queued:
-            self._learn()
+        if self._heard.notes and self.num_queued:
+            self._heard.learn()
         for pool in self.pools:
             if pool.suspects or pool.lanes:
                 self._dispatch_suspects(pool, now, made)
@@ -401,7 +395,7 @@ class Router:
                 entry.result = self.leases.result(entry.session.id, expected, worker.process)
         worker.rows = rows
         self.num_queued -= total
-        self._figures.given.append((admitted, now))
+        self._heard.figures.given.append((admitted, now))
         pool.touched[worker] = None
         return tuple.__new__(Assignment, (worker, entries))
 
@@ -480,24 +474,6 @@ class Router:
             if not leases.end(entry.lease):
                 told |= KEPT
         return record if told == flags else repacked(changed(Received(*record), flags=told))
-
-    def _learn(self) -> None:
-        """What workers' messages tell of their speed: before anything is decided by it, or when nobody waits."""
-        for worker, rows, num, answered, times, busy_s, queue_was_empty, now in self._heard:
-            pool = worker.pool
-            speed = pool.speed
-            if times:
-                waited_s, took_s = read_times(times)
-                speed.ran(rows, took_s * worker.weight)
-                self._figures.runs.append((rows, num, waited_s, took_s, now))
-            if answered:
-                self._figures.answered.append((answered, now))
-            # Nothing is no batch's time either: then this is the rest of a batch's answers.
-            batch_s = busy_s * worker.weight if busy_s > 0 else None
-            speed.observe(rows, batch_s, queue_was_empty=queue_was_empty, now=now)
-            pool.answered(rows, now)
-            self._answered_by[worker.replica] += num
-        self._heard.clear()
 
     def _fail(self, entry: Entry, error: errors.RequestError) -> list[Ended]:
         self.counts.lost += isinstance(error, errors.WorkerLost)
@@ -590,23 +566,23 @@ class Router:
 
     def observe(self) -> None:
         """Learn from what has happened, and enter it into the figures, now that nobody waits for the loop."""
-        if self._heard:
-            self._learn()
+        if self._heard.notes:
+            self._heard.learn()
             for pool in self.pools:
                 pool.settle()
-        self._figures.observe()
+        self._heard.figures.observe()
 
     @property
     def figures(self) -> Figures:
         """Of all that has happened."""
         self.observe()
-        return self._figures
+        return self._heard.figures
 
     @property
     def answered_by(self) -> dict[str, int]:
         """By replica, over the lives of its workers."""
         self.observe()
-        return self._answered_by
+        return self._heard.answered_by
 
     @property
     def queued_by_priority(self) -> dict[str, int]:
