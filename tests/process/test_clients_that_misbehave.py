@@ -49,7 +49,6 @@ def wrong_bundles() -> list[bytes]:
         right._replace(kind=Kind.CANCEL),
         right._replace(kind=Kind.RESULT),  # of a client
         right._replace(flags=Flag.BUNDLE | Flag.STREAM),
-        right._replace(deadline_ns=2**62),
         right._replace(request_id=2**64 - 1),
         right._replace(rows=1),
         right._replace(rows=3),
