@@ -49,7 +49,6 @@ class Leases:
         self._of_session: dict[bytes, dict[int, Lease]] = {}
         self._bytes_of: dict[bytes, int] = {}
         self.num_requests = self.num_results = 0  # that came through the arena
-        self.num_leased = 0  # bytes
 
     # --- clients -------------------------------------------------------------------------------------------------
 
@@ -182,6 +181,11 @@ class Leases:
         """Bytes of the arena."""
         return self._memory.total
 
+    @property
+    def num_leased(self) -> int:
+        """Bytes that are leased."""
+        return self._memory.total - self._memory.num_free
+
     def check_invariants(self) -> None:
         """What must hold after every event; for tests."""
         spans = sorted((lease.chunk.offset, lease.chunk.size) for lease in self._leases.values())
@@ -215,7 +219,6 @@ class Leases:
         self._leases[lease.chunk.lease] = lease
         self._of_session.setdefault(session, {})[lease.chunk.lease] = lease
         self._bytes_of[session] = self._bytes_of.get(session, 0) + size
-        self.num_leased += size
         return lease
 
     def _free_if_unused(self, lease: Lease) -> None:
@@ -229,7 +232,6 @@ class Leases:
             self._bytes_of[lease.session] -= lease.chunk.size
         else:
             del self._of_session[lease.session], self._bytes_of[lease.session]
-        self.num_leased -= lease.chunk.size
         self._memory.give_back(lease.chunk.offset)
 
 

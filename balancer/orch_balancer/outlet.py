@@ -46,12 +46,7 @@ class Outlet:
 
     def put(self, route: Route, record: AnyRecord) -> None:
         """Send with the next `flush`."""
-        piece = as_piece(record)
-        pending = self.pending.get(route)
-        if pending is None:
-            self.pending[route] = [piece]
-        else:
-            pending.append(piece)
+        self.put_all(route, [as_piece(record)])
 
     def put_all(self, route: Route, pieces: list[Piece]) -> None:
         """Send these, in order, with the next `flush`; the list is the outlet's from now on."""

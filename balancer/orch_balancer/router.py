@@ -137,32 +137,24 @@ class Router:
                 _, flags, priority, _, model, request_id, _, deadline_ns, rows, raw, frames = request
                 if flags & BUNDLE:
                     its_num, num_bytes, ids = rows, sum(bundles.sizes(raw)), range(request_id, request_id + rows)
-                    if (
-                        not has_room
-                        or model >= num_models
-                        or self.num_bytes + num_bytes > limits.num_bytes
-                        or not ours.keys().isdisjoint(ids)
-                    ):
-                        self._queue(taken)
-                        taken = []
-                        refusals += self.admit(session, bundles.apart(request), now)
-                        continue
+                    fits = has_room and ours.keys().isdisjoint(ids)
                 elif request_id in ours:
                     continue  # resent, but this epoch has it already
                 else:
-                    its_num, num_bytes = 1, len(raw) - HEADER_BYTES
+                    its_num, num_bytes, fits = 1, len(raw) - HEADER_BYTES, has_room
                 if frames:
                     num_bytes += payload.nbytes(b"", frames)
                 if flags & ARENA:
                     place = chunk.read_place(raw[HEADER_BYTES:])
                     num_bytes += place.size
-                if not has_room or deadline_ns or model >= num_models or self.num_bytes + num_bytes > limits.num_bytes:
+                fits = fits and model < num_models and self.num_bytes + num_bytes <= limits.num_bytes
+                if deadline_ns or not fits:
                     self._queue(taken)
                     taken = []
                     held = Held(self.admitting, self.num_queued, self.num_bytes)
                     asked = Received(*request)
                     error = refusal(asked, num_bytes, session, self.pools, held, limits, now)
-                    if error is not None and flags & BUNDLE:  # each is judged by itself
+                    if flags & BUNDLE and not (fits and error is None):  # each is judged by itself
                         refusals += self.admit(session, bundles.apart(request), now)
                         continue
                     if error is not None:

@@ -91,7 +91,7 @@ class Driver:
         if not self._drive.acquire(blocking=False):
             return False
         try:
-            if calls.sent or calls.unsent or calls.control:
+            if calls.pending:
                 return False
             calls.submit(call)
             try:
@@ -107,7 +107,7 @@ class Driver:
             self._drive.release()
             if self.closed:
                 self._shut_if_closed()
-            if calls.sent or calls.unsent or calls.control or (calls.loans.are_any and not self._tidies):
+            if calls.pending or (calls.loans.are_any and not self._tidies):
                 self._nudge()
         return True
 

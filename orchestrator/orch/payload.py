@@ -141,14 +141,17 @@ def decode(body: bytes, frames: Sequence[Any] = ()) -> Any:
         RemoteProtocolError: for anything that `encode` cannot have written.
     """
     try:
-        if not frames and body and body[0] not in _EXTENSIONS:
+        is_extension = bool(body) and body[0] in _EXTENSIONS
+        if not (frames or is_extension):
             # Plain, as far as one can see: a reader of extensions for each body would be two thirds of its time.
             try:
                 return msgpack.unpackb(body, ext_hook=_not_plain, raw=False, strict_map_key=False)
             except _NotPlainError:
                 pass
-        elif len(frames) == 1 and len(body) <= MAX_REMEMBERED and (form := _form_of_one_array(body)) is not None:
-            return _as_array(*form, memoryview(frames[0]).cast("B"))
+        elif is_extension and len(frames) == 1 and len(body) <= MAX_REMEMBERED:
+            form = _form_of_one_array(body)
+            if form is not None:
+                return _as_array(*form, memoryview(frames[0]).cast("B"))
         return _unpack(body, _Received(frames))
     except RemoteProtocolError:
         raise

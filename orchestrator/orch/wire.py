@@ -32,7 +32,7 @@ HEADER = struct.Struct("<BBHBBHQQqIHH")
 HEADER_BYTES = HEADER.size
 # Where a header holds what the balancer changes in a request that it gives to a worker.
 ATTEMPT_AT, TICKET_AT, TICKET = 5, 16, struct.Struct("<Q")
-# Where what a request from another host says of its deadline.
+# And where its deadline is, which is brought to the balancer's own clock if it comes from another host.
 DEADLINE_AT, DEADLINE = 24, struct.Struct("<q")
 # And what tells how many requests are in a packed record.
 FLAGS_AT, ROWS_AT, U16 = 2, 36, struct.Struct("<H")

@@ -82,7 +82,7 @@ class Loop:
         gc.collect()
         gc.freeze()
         try:
-            while not (self._stopping or self._link.closed):
+            while not self._ends:
                 self._turn()
         except DeviceLost:
             self._connection.close()
